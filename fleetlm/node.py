@@ -23,7 +23,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actor import check_unused
 from fleetlm.actors.handlers import ActorObject, check_actor
@@ -34,6 +34,7 @@ from fleetlm.blocking import forks
 from fleetlm.directory.tables import SharedTable
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
+from fleetlm.leaders.offers import OffersLeaders
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.telling import told
@@ -54,9 +55,7 @@ from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     import random
-    from datetime import tzinfo
 
-    from fleetlm.core.quorum import Quorum
     from fleetlm.core.topology import PeerInfo
     from fleetlm.directory.groups import Groups
     from fleetlm.directory.registry import Registry
@@ -64,8 +63,6 @@ if TYPE_CHECKING:
     from fleetlm.discovery.interface import Discovery
     from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.entities.kinds import Entities
-    from fleetlm.leaders.singletons import Singletons
-    from fleetlm.messages import CronSlot
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
@@ -84,10 +81,9 @@ P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[[], Any])
-S = TypeVar("S", bound=Callable[..., Any])
 
 
-class Node:
+class Node(OffersLeaders):
     """One running node. Made by `Node.start`, never by the constructor.
 
     ::
@@ -107,7 +103,6 @@ class Node:
         own_address: this node's address, and why it was chosen.
         groups: process groups of the cluster.
         registry: cluster-wide names of processes.
-        singletons: processes of which one runs in the cluster.
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
         telemetry: observers of what happens on this node.
@@ -682,138 +677,6 @@ class Node:
         if essential is not None:
             self._parts.essential.say(pid.number, essential, name)
         return pid
-
-    # One process in the cluster.
-
-    @functools.cached_property
-    def singletons(self) -> Singletons:
-        """Where the singletons of the cluster run, and messages to them; `singleton` offers one."""
-        from fleetlm.leaders.singletons import Singletons  # noqa: PLC0415  # most programs need none
-
-        parts = self._parts
-        return Singletons(
-            self.entities, parts.replicated_shards, parts.local, parts.outbound, parts.codec, parts.wall_ms
-        )
-
-    @overload
-    def singleton(
-        self,
-        name: str,
-        function: ProcessFunction,
-        *,
-        args: tuple[Any, ...] = ...,
-        safety: Literal["available"] | Quorum = ...,
-        settle_s: float = ...,
-        end_s: float = ...,
-        backoff_s: tuple[float, float] = ...,
-    ) -> None: ...
-    @overload
-    def singleton(
-        self,
-        name: str,
-        *,
-        args: tuple[Any, ...] = ...,
-        safety: Literal["available"] | Quorum = ...,
-        settle_s: float = ...,
-        end_s: float = ...,
-        backoff_s: tuple[float, float] = ...,
-    ) -> Callable[[S], S]: ...
-    def singleton(
-        self,
-        name: str,
-        function: ProcessFunction | None = None,
-        *,
-        args: tuple[Any, ...] = (),
-        safety: Literal["available"] | Quorum = "available",
-        settle_s: float = 3.0,
-        end_s: float = 5.0,
-        backoff_s: tuple[float, float] = (0.25, 15.0),
-    ) -> Any:
-        """Offer a process of which one runs in the cluster, on one of the nodes that offer it.
-
-        ::
-
-            @node.singleton("scheduler", safety=Quorum(expected=3))
-            async def scheduler(process: Process) -> None:
-                async for job in process.mailbox:
-                    await database.write(job, token=process.epoch)
-
-        One of the nodes runs ``await function(process, *args)``, and the others stand by. It stays where it is
-        until its node drains, stops, or is lost. When the function returns or raises, it begins anew on the
-        same node, after the pauses of a supervisor. Before a drain hands it over, it is told to end with
-        ``"shutdown"``, and the next run begins when it has ended with all that it has spawned with a link.
-
-        Args:
-            name: of the singleton in the cluster.
-            function: as in `spawn`: a coroutine function, a `Supervisor`, or the class of an `Actor`. None:
-                this returns a decorator.
-            args: its further arguments.
-            safety: ``"available"``: in a partition, each side runs one. A `Quorum`: only a side that sees more
-                than half of the expected nodes does. Alike on all nodes that offer it.
-            settle_s: seconds for which nobody had it, and no connection came up, before a node takes it.
-            end_s: seconds that a run has to end when it is handed over. Then it is killed. If it has still not
-                ended a second later, it stays on this node, and `DrainReport.unmoved` names it.
-            backoff_s: the shortest and the longest pause before it begins anew; the first restart has none.
-
-        Raises:
-            ValueError: this node offers it already, or an argument is out of its range. Nothing changed.
-            TypeError: ``function`` cannot be called, or ``safety`` is neither of the two.
-            InvalidName, NodeStopped: nothing changed.
-        """
-
-        def offer(function: S) -> S:
-            self.singletons._offer(name, function, args, safety, settle_s, end_s, backoff_s)
-            return function
-
-        if function is None:
-            return offer
-        offer(function)
-        return None
-
-    def cron(
-        self,
-        name: str,
-        schedule: str | float,
-        target: Callable[[CronSlot], Awaitable[object]] | Target,
-        *,
-        tz: str | tzinfo | None = None,
-        missed: Literal["once", "skip"] = "once",
-        safety: Literal["available"] | Quorum = "available",
-        settle_s: float = 3.0,
-        end_s: float = 5.0,
-    ) -> None:
-        """Run something at certain times, once in the cluster, on one of the nodes that declare it.
-
-        ::
-
-            node.cron("clean", "*/5 * * * *", clean)                        # async def clean(slot: CronSlot)
-            node.cron("report", "30 6 * * mon-fri", report, tz="Europe/Berlin")
-            node.cron("poll", 10.0, poll)                                   # every ten seconds
-
-        Each point of time of the schedule, a *slot*, begins at most once: before it begins, the other nodes
-        that declare the job are told. What the target raises is logged, and the next slot runs nevertheless.
-        One slot at a time: what becomes due while the target runs counts as missed when it begins more than 5 s
-        late. The job is the singleton ``cron:name``; docs/leaders.md has the details.
-
-        Args:
-            name: of the job in the cluster.
-            schedule: a cron expression with five fields, or six with seconds in front, as cronsim reads it; or
-                a number of seconds, whose multiples since 1970 are the slots.
-            target: a coroutine function that takes the slot, or where the slot is sent as a message: a pid, the
-                name of a process on the node that runs the job, or ``(name, node)``.
-            tz: the time zone of an expression, such as ``"Europe/Berlin"``; None: UTC.
-            missed: what happens to slots that could not begin within 5 s of their time, since no node ran the
-                job, the target took longer, or the clock was moved forward. ``"once"``: the last one of them
-                runs as soon as it can. ``"skip"``: none does.
-            safety, settle_s, end_s: as in `singleton`.
-
-        Raises:
-            ValueError: there is no such schedule or time zone, or this node has declared the job already.
-            TypeError: the target is neither of the two.
-            ModuleNotFoundError: an expression needs cronsim (``pip install 'fleetlm[cron]'``).
-            InvalidName, NodeStopped: nothing changed.
-        """
-        self.singletons._cron(name, schedule, target, tz, missed, safety, settle_s, end_s)
 
     @overload
     async def start_actor(

@@ -28,10 +28,12 @@ API = {
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Entities": [
         *("Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"),
-        *("KindInfo", "HostedInfo", "QuorumInfo"),
+        *("KindInfo", "HostedInfo", "QuorumInfo", "StoreInfo"),
     ],
     "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
-    "Singletons and cron jobs": ["fleetlm.leaders.singletons.Singletons", "CronSlot"],
+    "Singletons and cron jobs": [
+        "fleetlm.leaders.offers.OffersLeaders", "fleetlm.leaders.singletons.Singletons", "CronSlot",
+    ],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",

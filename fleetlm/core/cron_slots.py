@@ -4,11 +4,11 @@ A *slot* is a point of time of a schedule, in milliseconds since 1970 (UTC). Slo
 slot that is *settled* never begins again: all up to the one that has begun last, or was passed over. So one
 number says everything (`SlotMemory.settled_ms`), and every node that offers the job keeps it.
 
-Before a slot begins, its number is told to the other nodes, each time under the epoch of the one that runs
-the job. A node refuses what comes under a lower epoch than it has heard of. Who begins to run the job asks all
-others first, under its epoch. With a quorum each of the two needs the answers of a majority, and any two
-majorities have a member in common; so a slot begins once, though its leader may be lost at once, or may be one
-that has not noticed yet that it is one no more.
+Before a slot begins, its number is told to the other nodes, under the epoch of the run of the job. A node
+refuses what comes under a lower epoch than it has heard of. A run that begins asks all others first, under
+its epoch. With a quorum each of the two needs the answers of a majority, and any two majorities have a member
+in common. So a slot begins once, even if its node is lost right after, or has not noticed yet that another
+one runs the job.
 
 Pure: every function is told the time. Source: Lamport's "Paxos made simple" for epochs that shut out former
 leaders; differs: the number only grows, so it needs no agreement about its value.

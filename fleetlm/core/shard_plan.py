@@ -9,8 +9,9 @@ for as many hosts as the remainder says.
 * A shard stays with its owner, whatever its ranking says, until the owner drains or has more than its share
   (`excess`): a host that joins takes at most its share, and a host that leaves moves nothing but its own.
 
-Source: Thaler and Ravishankar for the ranking (`core.rendezvous`); Mirrokni, Thorup and Zadimoghaddam,
-"Consistent hashing with bounded loads", for the share; differs: what has an owner stays where it is.
+Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998, for the ranking;
+Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", for the share; differs: what has
+an owner stays where it is.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from typing import Any, NamedTuple
 
-from fleetlm.core.group_members import hash_of
 from fleetlm.core.name_table import MAX_NODE_LENGTH
+from fleetlm.core.rings import hash_of
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
 from fleetlm.records import Record

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
     from fleetlm.core.group_table import GroupTable
     from fleetlm.core.picking import By
-    from fleetlm.core.rendezvous import Key
+    from fleetlm.core.rings import Key
     from fleetlm.ids import Pid
     from fleetlm.messaging.retries import Course, Retries
     from fleetlm.settings import Settings

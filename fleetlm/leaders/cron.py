@@ -66,7 +66,7 @@ class CronRun:
     async def __call__(self, process: Process) -> None:
         """Run the job until this process ends."""
         job, memory = self._job, self._memory
-        while not await self._teller.ask(process.epoch):
+        while not await self._teller.ask(process.epoch):  # noqa: ASYNC110  # it asks again
             await asyncio.sleep(AGAIN_S)
         while not memory.settled_ms:  # The first run ever, as far as any node knows: begin from now.
             await self._settle(process, max(1, self._wall_ms()))
@@ -84,8 +84,9 @@ class CronRun:
                     await self._settle(process, slot_ms)
                 case Reset(settled_ms):
                     log.error(
-                        "cron job %s: its slots are settled until %s, and it is %s now: a clock was wrong. It "
-                        "goes on from now", job.name, self._time(memory.settled_ms), self._time(settled_ms),
+                        "cron job %s: its slots are settled until %s, and it is %s now: a clock was wrong. "
+                        "It goes on from now",
+                        job.name, self._time(memory.settled_ms), self._time(settled_ms),
                     )  # fmt: skip
                     await self._settle(process, settled_ms, is_reset=True)
 
@@ -102,7 +103,8 @@ class CronRun:
         epoch = process.epoch  # Raises where the lease is over.
         if first_missed_ms:
             log.warning(
-                "cron job %s: slots from %s on have not run, since none could begin in time; that of %s runs now",
+                "cron job %s: slots from %s on have not run, since none could begin in time; that of %s runs "
+                "now",
                 job.name, self._time(first_missed_ms), self._time(slot_ms),
             )  # fmt: skip
         slot = CronSlot(job.name, self._time(slot_ms), epoch, late_ms / 1000)

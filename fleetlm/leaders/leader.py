@@ -14,7 +14,7 @@ while the function is busy, and what ends the one does not end the other:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.actors.handlers import handler
 from fleetlm.core.restarts import Backoff
@@ -25,7 +25,8 @@ from fleetlm.messages import Down
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
-    from fleetlm.leaders.offering import Offering
+    from fleetlm.leaders.family import Family
+    from fleetlm.leaders.plan import Plan
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -37,6 +38,19 @@ STUCK_LOG_S = 30.0
 """Seconds between two log lines about a run that does not end."""
 TERMINATE_SHARE = 0.8
 """How much of the time for its clean-up this entity gives the run before it kills it."""
+
+
+class Offered(Protocol):
+    """A singleton that this node offers; `offering.Offering` implements it."""
+
+    plan: Plan
+    family: Family
+
+    def began(self, pid: Pid, epoch: int) -> None:
+        """Note that a run has begun."""
+
+    async def raise_epoch(self) -> bool:
+        """Have an epoch under which nothing has run. Returns False if the shard is not this node's now."""
 
 
 class StillRuns(Exception):  # it is a state, which `save` reports
@@ -54,7 +68,7 @@ class Leader(Entity):
         offering: the singleton on this node.
     """
 
-    def __init__(self, offering: Offering) -> None:
+    def __init__(self, offering: Offered) -> None:
         self._offering = offering
         self._backoff = Backoff(*offering.plan.backoff_s)
         self._pid: Pid | None = None
@@ -77,7 +91,8 @@ class Leader(Entity):
             self.node.exit(self._pid, "shutdown")
         if not await family.ended(plan.end_s):
             log.warning(
-                "the singleton %s has not ended %g s after it was asked to, and is killed", plan.name, plan.end_s
+                "the singleton %s has not ended %g s after it was asked to, and is killed",
+                plan.name, plan.end_s,
             )  # fmt: skip
             family.kill("killed")
             if not await family.ended(KILL_S):

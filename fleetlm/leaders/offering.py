@@ -15,7 +15,6 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.core.quorum import Quorum
 from fleetlm.core.shard_table import Lost
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
@@ -23,58 +22,21 @@ from fleetlm.entities.majority import Majority
 from fleetlm.errors import NotOwner
 from fleetlm.leaders.family import Family
 from fleetlm.leaders.leader import KILL_S, Leader
-from fleetlm.records import Record
+from fleetlm.leaders.plan import KEY, SHARD, Plan
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
-    from fleetlm.core.cron_slots import SlotMemory
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.entities.seat import Seat
     from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.local import LocalProcesses
-    from fleetlm.processes.running import ProcessFunction
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
-KEY = "run"
-"""The key of the one entity."""
-SHARD = 0
-"""The one shard."""
-KIND_PREFIX = "singleton:"
-"""What the kinds of entities begin with that are singletons."""
 HANDOFF_SLACK_S = 1.0
 """Seconds that a handover has beyond what the run has to end: for the entity around it."""
-
-
-class Plan(Record):
-    """What a program has offered; see `Node.singleton`.
-
-    Attributes:
-        name: of the singleton.
-        function: what it runs.
-        args: further arguments of the function.
-        settle_s: see `Node.singleton`.
-        end_s: likewise.
-        backoff_s: likewise.
-        quorum: likewise; None: available.
-        memory: which slots have begun, for a cron job; else None.
-    """
-
-    name: str
-    function: ProcessFunction
-    args: tuple[Any, ...]
-    settle_s: float
-    end_s: float
-    backoff_s: tuple[float, float]
-    quorum: Quorum | None
-    memory: SlotMemory | None = None
-
-    @property
-    def kind(self) -> str:
-        """The kind of entities that it is."""
-        return kind_of(self.name)
 
 
 class Offering(Hosting):
@@ -140,7 +102,7 @@ class Offering(Hosting):
         self.family.started(pid)
 
     async def raise_epoch(self) -> bool:
-        """Have an epoch under which nothing has run. Returns False if this node does not own the shard now."""
+        """Have an epoch under which nothing has run. Returns False if the shard is not this node's now."""
         own = self.table.own(self.kind)
         claim = None if own is None else own.claims.get(SHARD)
         if own is None or claim is None or not self.serves(SHARD, is_inner=False):
@@ -217,8 +179,3 @@ class SingletonHandoff(Handoff):
             offering.renew(SHARD)
         else:
             await self._take_back(SHARD, claim)
-
-
-def kind_of(name: str) -> str:
-    """Return the kind of entities that a singleton is."""
-    return KIND_PREFIX + name

@@ -23,8 +23,8 @@ MAX_INTERVAL_S = 366 * 24 * 3600.0
 """Seconds of an interval, at least and at most."""
 MAX_EXPRESSION_CHARS = 255
 INSTALL = (
-    "a cron expression needs the package cronsim: pip install 'fleetlm[cron]'. An interval in seconds, such as "
-    "node.cron('clean', 300, clean), needs none"
+    "a cron expression needs the package cronsim: pip install 'fleetlm[cron]'. An interval in seconds, such "
+    "as node.cron('clean', 300, clean), needs none"
 )
 
 
@@ -60,6 +60,7 @@ def _interval(step_ms: int) -> Slots:
 
 
 def zone_of(tz: str | tzinfo | None) -> tzinfo:
+    """Return a time zone; None is UTC. Raises: ValueError: there is none of that name."""
     if tz is None or tz == "UTC":
         return UTC
     if isinstance(tz, tzinfo):
@@ -96,9 +97,7 @@ def _expression(expression: str, zone: tzinfo) -> Slots:
     def newest(after_ms: int, until_ms: int) -> int:
         back = times(until_ms + 1000, reverse=True)
         next(back, None)
-        start = max(
-            after_ms, next(back, after_ms)
-        )  # One slot before, since slots back may differ by an hour.
+        start = max(after_ms, next(back, after_ms))  # One more: backwards, slots may differ.
         found = start
         for slot in times(start):
             if slot > until_ms:

@@ -16,7 +16,8 @@ from fleetlm.errors import NodeStopped, NoProcess, NotDelivered, NotOwner, Outco
 from fleetlm.ids import Pid
 from fleetlm.leaders.cron import CronRun, Job
 from fleetlm.leaders.leader import Leader
-from fleetlm.leaders.offering import KEY, KIND_PREFIX, SHARD, Offering, Plan, kind_of
+from fleetlm.leaders.offering import Offering
+from fleetlm.leaders.plan import KEY, KIND_PREFIX, SHARD, Plan, kind_of
 from fleetlm.leaders.schedule import slots_of, zone_of
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.messaging.deadline import within_deadline
@@ -89,7 +90,7 @@ class Singletons:
         return 0 if owner is None else owner.epoch
 
     def names(self) -> list[str]:
-        """Return the singletons that a connected node or this one offers, sorted; cron jobs as ``cron:name``."""
+        """Return what a connected node or this one offers, sorted; cron jobs as ``cron:name``."""
         kinds = self._shards.table.kinds()
         return sorted(kind.removeprefix(KIND_PREFIX) for kind in kinds if kind.startswith(KIND_PREFIX))
 
@@ -195,8 +196,8 @@ class Singletons:
 
         Args:
             name: of the singleton; ``cron:name`` for a cron job.
-            timeout: seconds for the handover; default `Settings.call_timeout_s`. Without another node, or when
-                they are over, it ends here.
+            timeout: seconds for the handover; default `Settings.call_timeout_s`. Without another node, or
+                when they are over, it ends here.
 
         Returns:
             False if this node does not offer it.

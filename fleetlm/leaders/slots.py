@@ -1,4 +1,4 @@
-"""Tells the other nodes that offer a cron job which of its slots begins, and asks them which ones have begun."""
+"""Tells the other nodes of a cron job which slot begins, and asks them which ones have begun."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SlotTeller:
         self._outbound = outbound
 
     async def ask(self, epoch: int) -> bool:
-        """Learn which slots are settled. Returns False if too few nodes have answered, or know of another one.
+        """Learn which slots are settled. Returns False if too few nodes have answered, or one refuses.
 
         Args:
             epoch: under which this node runs the job.
@@ -59,8 +59,8 @@ class SlotTeller:
     async def tell(self, epoch: int, slot_ms: int, *, is_reset: bool = False) -> bool:
         """Say that a slot begins. Returns whether it may.
 
-        If too few nodes have answered, or one knows of a higher epoch, nothing is settled on this node, and the
-        slot may be told again. If another epoch has begun the slot already, it is settled here, too.
+        If too few nodes have answered, or one knows of a higher epoch, nothing is settled on this node, and
+        the slot may be told again. If another epoch has begun the slot already, it is settled here, too.
 
         Args:
             epoch: under which this node runs the job.

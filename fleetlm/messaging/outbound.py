@@ -304,7 +304,7 @@ class Outbound:
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
                 timeout_ms = max(1, int((deadline - loop.time()) * 1000))
             self._next_ref = ref = self._next_ref + 1
-            in_flight = self.in_flight.admit(session, began) if self.in_flight.is_watched else 0
+            in_flight = self.in_flight.admit(session, began, message) if self.in_flight.is_watched else 0
             if type(message) is Invoke:
                 packed = pack_handle(
                     self._codec, session.light_bytes, key, message, ref, timeout_ms, in_flight
@@ -617,10 +617,10 @@ class Outbound:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _address(self, key: Key, payload: Payload, message: Any) -> bytes:
+    def _address(self, key: Key, payload: Payload, message: Any) -> Packed:
         """Make one of many messages of a packed payload."""
         pack = operations.packed_cast if type(message) is Invoke else operations.packed_one_way
-        return pack(self._codec.pack_value(key), payload.packed)
+        return payload.beside(pack(self._codec.pack_value(key), payload.packed))
 
     def _put_here(
         self, to: Target, key: Key, message: Any, timeout_s: float | None

@@ -88,6 +88,7 @@ from fleetlm.wire.rights import features_of
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
+    from fleetlm.entities.info import KindInfo
     from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
@@ -193,7 +194,11 @@ class Assembly:
         settings, own = prepared.settings, prepared.own_address
         self.own_address_why: str = own.why
         self.own_address_warning = own.warning
-        self._own_address = AddressWatch(own, settings.all_ports) if prepared.on_this_network else None
+        self._own_address = (
+            AddressWatch(own, settings.all_ports, refuse=prepared.refuse)
+            if prepared.on_this_network
+            else None
+        )
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
@@ -280,9 +285,17 @@ class Assembly:
 
         return Entities(self.replicated_shards, self.local, self.outbound, self.sender, self.codec)
 
+    def entity_kinds(self, most: int | None = None) -> list[KindInfo]:
+        """Return what `Entities.info` does; where no node of the cluster hosts any, without its code."""
+        if "entities" in vars(self) or self.replicated_shards.table.kinds():
+            return self.entities.info(most)
+        return []
+
     async def evacuate(self, until: float) -> tuple[str, ...]:
         """Implement `leaving.Evacuee`: hand over the shards of this node."""
-        return await self.entities._evacuate(until) if "entities" in vars(self) else ()  # noqa: SLF001  # its runtime
+        if "entities" not in vars(self):
+            return ()
+        return await self.entities._evacuate(until, self.inbound.still_served)  # noqa: SLF001  # its runtime
 
     @functools.cached_property
     def overview(self) -> Overview:
@@ -371,8 +384,13 @@ class Assembly:
 
         A node that has lost its address can be reached by nobody. One that decided its address before DNS
         was there, and that no peer ever met, decides again, if what runs it can start a new node. Another
-        port would not come of that.
+        port would not come of that. A public address without a cookie costs the connections to it alone: a
+        cluster on private addresses must not end because a machine gets another one.
         """
+        if problem.verdict is Verdict.EXPOSED:
+            self.exposure_warning = problem.text
+            log.error("%s", problem.text)
+            return
         self.own_address_warning = problem.text
         if problem.verdict is Verdict.GONE:
             self._stop_by_itself(problem.text, problem.text)

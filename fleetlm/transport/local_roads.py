@@ -41,6 +41,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import struct
@@ -49,7 +50,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fleetlm.core.buckets import Bucket
 from fleetlm.settings import Settings
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.interface import Listener
@@ -133,7 +133,8 @@ class LocalRoads:
         self._readers: dict[bytes, FrameReader] = {}
         self._waiting: dict[int, tuple[int, bytes]] = {}
         """Channel whose road is not opened yet → the number of the peer's listener, and the ticket."""
-        self._turns: Bucket
+        self._turn_at = -math.inf
+        """When the next road would be due if they were opened at equal distances; see `_open_next`."""
         self._next_turn: asyncio.TimerHandle | None = None
         self._requests: dict[int, _Request] = {}
         """By channel."""
@@ -177,7 +178,6 @@ class LocalRoads:
         """
         self._loop, self._listener, self._cut, self._lost = loop, listener, cut, lost
         self._reading_time = ReadingTime(loop)
-        self._turns = Bucket(OPENED_A_SECOND, OPENED_AT_ONCE, loop.time())
         self._resume()
 
     def recheck(self, now: float) -> None:
@@ -353,13 +353,16 @@ class LocalRoads:
                 self._open_next()
 
     def _open_next(self) -> None:
-        """Open the roads that wait, as many as may be opened now."""
+        """Open the roads that wait, as many as may be opened now: a token bucket, kept as one time."""
         self._next_turn = None
         while self._waiting:
             now = self._loop.time()
-            if not self._turns.take(now):
-                self._next_turn = self._loop.call_at(self._turns.ready_at(now), self._open_next)
+            self._turn_at = max(self._turn_at, now)
+            due = self._turn_at - (OPENED_AT_ONCE - 1) / OPENED_A_SECOND
+            if due > now:
+                self._next_turn = self._loop.call_at(due, self._open_next)
                 return
+            self._turn_at += 1 / OPENED_A_SECOND
             channel = next(iter(self._waiting))
             self._open(channel, *self._waiting.pop(channel))
 

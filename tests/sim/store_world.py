@@ -1,7 +1,7 @@
 """Clusters whose entities have a store, while nodes come, leave and fail, and the store fails, too.
 
-The stories are those of `entity_world`. Each node has an access of its own to the store, which is slow, fails,
-loses answers, performs late what was given up, and is out of reach now and then: always where the node
+The stories are those of `entity_world`. Each node has an access of its own to the store, which is slow,
+fails, loses answers, performs late what was given up, and is out of reach now and then: always where the node
 crashes, and in half of the partitions. What must hold besides:
 
 1. The store takes nothing under an epoch below one under which a later owner has loaded or written.
@@ -12,10 +12,12 @@ crashes, and in half of the partitions. What must hold besides:
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fleetlm import Fence, MemoryStore, Node, Stored
-from tests.sim.entity_world import SHARDS, Session, World
+from fleetlm.entities.keeping import OUTBID_S
+from tests.sim.entity_world import KEYS, SHARDS, Session, World, ignoring
 
 
 class StoreWorld(World):
@@ -60,22 +62,12 @@ class StoreWorld(World):
             store=access, durable=self.durable,
         )  # fmt: skip
 
-    async def change(self, what: str) -> None:
-        if what == "crash":
-            self.cut_off_who_crashes()
-        await super().change(what)
-
-    def cut_off_who_crashes(self) -> None:
-        """Let a node that crashes reach the store no more; Python lets its coroutines run on for a moment."""
-        crash = self.cluster.crash
-
-        async def cut_and_crash(node: Any, **options: Any) -> None:
-            access = self.accesses.get(node.name)
-            if access is not None:
-                access.is_down = True
-            await crash(node, **options)
-
-        self.cluster.crash = cut_and_crash  # type: ignore[method-assign]
+    async def crash(self, node: Node) -> None:
+        """See `World.crash`. Coroutines of a crashed node run on; the store hears nothing of them."""
+        access = self.accesses.get(node.name)
+        if access is not None:
+            access.is_down = True
+        await super().crash(node)
 
     def disturb(self, what: str, node: Node) -> None:
         super().disturb(what, node)
@@ -93,6 +85,9 @@ class StoreWorld(World):
         for access in self.accesses.values():
             access.failures = access.lost_answers = access.late = 0.0
         await super().settle()
+        for key in KEYS:  # A later owner that has gone is known to the store alone, and is waited for.
+            await ignoring(self.refs(self.nodes()[0])[key].call(Session.everything))
+        await asyncio.sleep(OUTBID_S + 1)
 
     async def check(self) -> None:
         await super().check()

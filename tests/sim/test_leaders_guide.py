@@ -20,23 +20,19 @@ class Database:
     """Jobs in SQLite; the same statements work in PostgreSQL."""
 
     def __init__(self, path: str) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("CREATE TABLE IF NOT EXISTS fence (token INTEGER NOT NULL)")
-        self._db.execute("CREATE TABLE IF NOT EXISTS jobs (job TEXT, token INTEGER)")
-        self._db.execute("INSERT INTO fence SELECT 0 WHERE NOT EXISTS (SELECT * FROM fence)")
+        self._db = sqlite3.connect(path)
+        with self._db:
+            self._db.execute("CREATE TABLE IF NOT EXISTS fence (token INTEGER NOT NULL)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS jobs (job TEXT, token INTEGER)")
+            self._db.execute("INSERT INTO fence SELECT 0 WHERE NOT EXISTS (SELECT * FROM fence)")
 
     def write(self, job: str, token: int) -> None:
         """Write a job, unless a later run has written. Both statements are one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
             moved = self._db.execute("UPDATE fence SET token = ? WHERE token <= ?", (token, token))
             if moved.rowcount == 0:
                 raise Outdated(f"a run with a higher epoch than {token} has written")
             self._db.execute("INSERT INTO jobs VALUES (?, ?)", (job, token))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def jobs(self) -> list[str]:
         return [job for (job,) in self._db.execute("SELECT job FROM jobs ORDER BY rowid")]

@@ -385,7 +385,8 @@ async def test_a_message_reaches_it(fleet: Fleet) -> None:
     got = []
 
     async def boss(process: Process) -> None:
-        async for message in process.mailbox:
+        while True:
+            message = await process.receive()
             got.append(message)
 
     nodes = await fleet.start(2)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tests.long.attacks [--cookie] [--seconds N] [--quiet-seconds N] [NAME …]``."""
+"""The command line: ``python -m tests.long.attacks [--cookie] [--seconds N] [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     ratios = {outcome.name: outcome.attacked.p99_ms / quiet_ms for outcome in outcomes}
     beyond = [f"{name} {ratio:.1f}" for name, ratio in ratios.items() if ratio > MOST_RATIO]
     return (
-        f"quiet p99 {quiet_ms:.2f} ms (median of all); under attack at most {max(ratios.values()):.1f} times as "
-        f"much; beyond {MOST_RATIO:g} times: {', '.join(beyond) or 'none'}"
+        f"quiet p99 {quiet_ms:.2f} ms (median of all); under attack at most {max(ratios.values()):.1f} times "
+        f"as much; beyond {MOST_RATIO:g} times: {', '.join(beyond) or 'none'}"
     )
 
 
@@ -85,7 +85,9 @@ def attack(name: str, seconds: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chosen attacks, one after the other, and print a table. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.long.attacks")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"attacks (default: all): {', '.join(NAMES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"attacks (default: all): {', '.join(NAMES)}"
+    )
     parser.add_argument("--cookie", action="store_true", help="with a cookie, which the attacker holds")
     parser.add_argument("--seconds", type=float, default=2.5, help="seconds of each attack (default: 2.5)")
     parser.add_argument("--quiet-seconds", type=float, default=1.5, help="seconds before it (default: 1.5)")
@@ -101,11 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     for name in names:
         with lab(cookie) as running:
-            outcome = running.attack(name, args.quiet_seconds, args.seconds)
-            print(row(outcome), flush=True)
+            try:
+                outcomes.append(running.attack(name, args.quiet_seconds, args.seconds))
+                print(row(outcomes[-1]), flush=True)
+            except RuntimeError as error:
+                print(f"{name:<14}{error}", *running.logs(), sep="\n", flush=True)
             if args.log:
                 print(running.log[-2_000:])
-        outcomes.append(outcome)
     print(summary(outcomes), f"{time.monotonic() - began:.0f} s", sep="\n")
     return 0
 

@@ -1,7 +1,7 @@
 """What can be done by a node that is connected: an honest node of which some messages are made by hand.
 
-An attack gets an open connection, prepares, and returns a function that does it once. That is called again and
-again, until the attack is over or the connection is.
+An attack gets an open connection, prepares, and returns a function that does it once. That is called again
+and again, until the attack is over.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def extension(code: int, data: bytes) -> bytes:
 def equal_hashes(member: Member) -> Step:
     """Keys of a map that have one hash."""
     count = 100_000
-    keys = [b"\xd8" + bytes((Ext.UUID,)) + (n * PRIME + 5).to_bytes(16, "big") + b"\xc0" for n in range(count)]
+    keys = [
+        b"\xd8" + bytes((Ext.UUID,)) + (n * PRIME + 5).to_bytes(16, "big") + b"\xc0" for n in range(count)
+    ]
     return hand_made(member, b"\xdf" + count.to_bytes(4, "big") + b"".join(keys), 0.2)
 
 
@@ -179,8 +181,19 @@ def monitors(member: Member) -> Step:
 
 
 def links(member: Member) -> Step:
-    """Links without end."""
-    return batches(member, lambda: operations.signal(["link", member.pid(), 2, member.number()]))
+    """Links without end, with a process that nobody asks: it ends with them."""
+    found: list[int] = []
+
+    async def step() -> None:
+        if not found:
+            pid = await member.node.whereis("stuck", member.target.victim)
+            assert pid is not None
+            found.append(pid.number)
+        pids = [member.pid() for _ in range(BATCH)]
+        member.batch([operations.signal(["link", pid, found[0], member.number()]) for pid in pids])
+        await asyncio.sleep(PAUSE_S)
+
+    return step
 
 
 def groups(member: Member) -> Step:
@@ -269,7 +282,19 @@ def honest_flood(member: Member) -> Step:
 
 HOLDERS: Final[tuple[Prepare, ...]] = (
     *(equal_hashes, zones, nested, empty_lists, short_lists, pairs, large_values),
-    *(monitors, links, groups, registered, theft, open_calls, questions, spawns, hearsay, broken, honest_flood),
+    *(
+        monitors,
+        links,
+        groups,
+        registered,
+        theft,
+        open_calls,
+        questions,
+        spawns,
+        hearsay,
+        broken,
+        honest_flood,
+    ),
 )
 
 

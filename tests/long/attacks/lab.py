@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -86,6 +86,7 @@ class Member:
     """A process of the lab; see `tests.long.attacks.members`."""
 
     def __init__(self, arguments: list[str], env: Mapping[str, str], log: IO[bytes]) -> None:
+        self.name = arguments[0]
         command = [sys.executable, "-m", "tests.long.attacks", *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, cwd=ROOT, bufsize=0
@@ -112,7 +113,7 @@ class Member:
             readable, _, _ = select.select([self.process.stdout], [], [], left_s)
             more = os.read(self.process.stdout.fileno(), 65_536) if readable else b""
             if not more:
-                raise RuntimeError(f"{self.process.args} says nothing")
+                raise RuntimeError(f"{self.name} says nothing")
             self._came += more
         line, _, self._came = self._came.partition(b"\n")
         facts: dict[str, Any] = json.loads(line)
@@ -166,7 +167,8 @@ class Samples:
             status = Path(f"/proc/{self._pid}/status").read_text()
             line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
             self._rss_mb = max(self._rss_mb, int(line.split()[1]) / 1_024)
-            self._descriptors = max(self._descriptors, len(os.listdir(f"/proc/{self._pid}/fd")))
+            open_files = sum(1 for _ in Path(f"/proc/{self._pid}/fd").iterdir())
+            self._descriptors = max(self._descriptors, open_files)
 
 
 def cpu_s(pid: int) -> float:
@@ -206,21 +208,20 @@ class Lab:
     def __init__(self, cookie: str | None) -> None:
         self._cookie = cookie
         self._port = free_port()
-        self._log = tempfile.NamedTemporaryFile(prefix="attacks-", suffix=".log", delete=False)
-        self._quiet_log = open(os.devnull, "wb")  # noqa: SIM115  # closed with the lab
-        self._victim = self._start(["victim"], VICTIM, self._log)
-        self._honest = self._start(["honest"], HONEST, self._quiet_log)
+        self._folder = tempfile.TemporaryDirectory(prefix="attacks-")
+        self._victim = self._start(["victim"], VICTIM)
+        self._honest = self._start(["honest"], HONEST)
         self._samples = Samples(self._victim.process.pid)
 
     @property
     def log(self) -> str:
         """What the victim has logged."""
-        return Path(self._log.name).read_text(errors="replace")
+        return self._log_of("victim").read_text(errors="replace")
 
     def attack(self, name: str, quiet_s: float, attacked_s: float) -> Outcome:
         """Run one attack, after a quiet while."""
         self._victim.answer()
-        attacker = self._start(["attack", name, str(attacked_s)], HOSTILE, self._quiet_log)
+        attacker = self._start(["attack", name, str(attacked_s)], HOSTILE)
         try:
             self._honest.answer()
             attacker.answer()
@@ -237,19 +238,28 @@ class Lab:
             attacker.end()
         return Outcome(name, quiet, attacked, self._victim.process.poll() is None, facts["note"])
 
+    def logs(self) -> list[str]:
+        """Return the last lines of each log."""
+        return [
+            f"{path.name}: {path.read_text(errors='replace')[-1_000:]}"
+            for path in Path(self._folder.name).glob("*.log")
+        ]
+
     def close(self) -> None:
         """End everything."""
         self._samples.close()
         for member in (self._honest, self._victim):
             member.end()
-        self._log.close()
-        self._quiet_log.close()
-        Path(self._log.name).unlink()
+        self._folder.cleanup()
 
-    def _start(self, arguments: list[str], ip: str, log: Any) -> Member:
-        return Member(arguments, environment(ip, self._port, self._cookie), log)
+    def _log_of(self, member: str) -> Path:
+        return Path(self._folder.name) / f"{member}.log"
 
-    def _phase(self, run: Any) -> Phase:
+    def _start(self, arguments: list[str], ip: str) -> Member:
+        with self._log_of(arguments[0]).open("wb") as log:
+            return Member(arguments, environment(ip, self._port, self._cookie), log)
+
+    def _phase(self, run: Callable[[], object]) -> Phase:
         """Take what is shown while something runs."""
         pid = self._victim.process.pid
         self._samples.take()

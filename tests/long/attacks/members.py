@@ -1,7 +1,7 @@
-"""The processes of the laboratory: a victim, an honest peer, and an attacker, each with a line for orders.
+"""The processes of the laboratory: a victim and an honest peer, which the laboratory asks what they see.
 
-Each prints one line of JSON when it is ready, and answers each line of its standard input with another one. It
-ends when that is closed.
+Each prints one line of JSON when it is ready, and answers each line of its standard input with another one.
+It ends when that is closed.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ async def victim() -> None:
 
 
 async def honest() -> None:
-    """A peer that calls the victim all the time. Answers with the times of the calls since the last question."""
+    """A peer that calls the victim all the time. Answers with the times of its calls since it was asked."""
     to = os.environ["ATTACKED"]
     async with Node.start(Settings.from_env()) as node:
         times: list[float] = []

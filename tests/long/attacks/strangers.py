@@ -1,7 +1,7 @@
 """What can be done by who reaches the port: whoever connects, and whoever says HELLO without being a node.
 
-An attack is a generator. It prepares, and yields once; then it goes on until `Target.is_over`, and returns what
-it has done in a few words.
+An attack is a generator. It prepares, and yields once; then it goes on until `Target.is_over`, and returns
+what it has done in a few words.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ def false_keys(target: Target) -> Attack:
             sock.connect((target.ip, target.port))
             sock.sendall(CURVE_GREETING)
             sock.recv(64)
-            sock.sendall(command(b"\x05HELLO\x01\x00" + bytes(72) + os.urandom(32) + bytes(8) + os.urandom(80)))
+            sock.sendall(
+                command(b"\x05HELLO\x01\x00" + bytes(72) + os.urandom(32) + bytes(8) + os.urandom(80))
+            )
             sock.recv(64)
         count += 1
     return f"{count:,} connections"
@@ -283,7 +285,9 @@ def garbage(target: Target) -> Attack:
             data[rng.randrange(len(data))] = rng.choice((0, 1, 255, rng.randrange(256)))
         with (
             contextlib.suppress(OSError),
-            socket.create_connection((target.ip, target.port), 2.0, (f"127.0.5.{1 + count % 250}", 0)) as sock,
+            socket.create_connection(
+                (target.ip, target.port), 2.0, (f"127.0.5.{1 + count % 250}", 0)
+            ) as sock,
         ):
             sock.settimeout(0.003)
             sock.sendall(data)
