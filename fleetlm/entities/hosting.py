@@ -631,6 +631,7 @@ class Hosting:
             tally.taken,
             tally.stayed,
             None if guard is None else guard.info(),
+            None if self.keeps is None else self.keeps.info(),
         )
 
     def keys(self) -> list[str]:

@@ -34,6 +34,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 from fleetlm.core.shard_table import EPOCH_END, Claim
+from fleetlm.entities.info import StoreInfo
 from fleetlm.errors import Fenced, StoreError, StoreFailed, VersionConflict
 from fleetlm.records import Record
 from fleetlm.stores.interface import Fence, Store, Stored
@@ -122,6 +123,8 @@ class KindStore:
         self._trouble_since: float | None = None
         self._failures = 0
         self._lost_casts = 0
+        self._all_failures = 0
+        """Those of former troubles included."""
 
     @property
     def name(self) -> str:
@@ -132,6 +135,13 @@ class KindStore:
     def is_in_trouble(self) -> bool:
         """Whether the store has just failed."""
         return self._failed_at is not None and self.loop.time() - self._failed_at < PAUSE_S
+
+    def info(self) -> StoreInfo:
+        """Return how the store does, for people."""
+        durable = "write" if self.is_write else "passivate"
+        if self.after_s is not None:
+            durable = f"within {self.after_s:g} s"
+        return StoreInfo(self.name, durable, self._all_failures, self._trouble_since is not None)
 
     def claim(self, shard: int) -> Claim | None:
         """Return the claim of this node to a shard."""
@@ -180,6 +190,7 @@ class KindStore:
             self._trouble_since, self._failures, self._lost_casts = self._failed_at, 0, 0
             log.error("entities of %s cannot be stored or loaded: %s", self.kind, error)
         self._failures += 1
+        self._all_failures += 1
 
     def lost_cast(self, target: str, why: str) -> None:
         """Note that what a cast has changed was not stored, with nobody to be told; one line per trouble."""

@@ -305,6 +305,8 @@ class Reader:
             }
             if own.quorum is not None:
                 values["fleetlm_entity_quorum"] = own.quorum.holds
+            if own.store is not None:
+                values["fleetlm_entity_store_failures_total"] = own.store.failures
             for name, value in values.items():
                 reading.setdefault(name, []).append((kind, float(value)))
             counts = zip(HANDOFF_ENDS, (own.handed_over, own.taken, own.stayed), strict=True)

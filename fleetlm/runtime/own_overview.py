@@ -346,6 +346,7 @@ class OwnOverview:
 def _show_kind(info: KindInfo) -> Part:
     own = info.hosted
     quorum = None if own is None else own.quorum
+    store = None if own is None else own.store
     shown: Part = {
         "shards": info.shards,
         "unowned": info.unowned,
@@ -356,6 +357,14 @@ def _show_kind(info: KindInfo) -> Part:
         "quorum": None
         if quorum is None
         else {"expected": quorum.expected, "seen": quorum.seen, "holds": quorum.holds},
+        "store": None
+        if store is None
+        else {
+            "name": bounded(store.name),
+            "durable": store.durable,
+            "failures": store.failures,
+            "fails": store.fails,
+        },
     }
     return shown | {name: 0 if own is None else getattr(own, name) for name in _OF_A_HOST}
 

@@ -63,7 +63,7 @@ class StoreWorld(World):
         )  # fmt: skip
 
     async def crash(self, node: Node) -> None:
-        """See `World.crash`. Python lets coroutines of a crashed node run on; the store hears nothing of it."""
+        """See `World.crash`. Coroutines of a crashed node run on; the store hears nothing of them."""
         access = self.accesses.get(node.name)
         if access is not None:
             access.is_down = True

@@ -74,7 +74,20 @@ def judge_kind(kind: Kind) -> Iterator[Finding]:
             "If it stays, see whether each host is connected to all others, and does not drain",
         )
     if own is not None:
+        yield from _judge_store(name, own["store"])
         yield from _judge_limits(name, own)
+
+
+def _judge_store(name: str, store: Kind | None) -> Iterator[Finding]:
+    """Check whether the store of a kind answers."""
+    if store is not None and store["fails"]:
+        yield Finding(
+            FAIL,
+            TOPIC,
+            f"{name!r}: its store {store['name']} fails, {store['failures']:,} operations up to now: "
+            "requests whose changes cannot be stored get NotStored",
+            "The log says why: look for *cannot be stored or loaded*. Check the database, and `store_s=`",
+        )
 
 
 def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import pytest
 
 from fleetlm.cli.doctor.entity_checks import judge_kinds
 from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding
-from fleetlm.entities.info import HostedInfo, KindInfo, QuorumInfo
+from fleetlm.entities.info import HostedInfo, KindInfo, QuorumInfo, StoreInfo
 from fleetlm.remote.facts import plain
 
 
@@ -96,6 +96,14 @@ def test_a_lost_quorum_is_a_failure_and_one_that_holds_is_not() -> None:
     assert found.level == FAIL
     assert "sees 1 of the 3 hosts" in found.text
     assert found.cure
+
+
+def test_a_store_that_fails_is_a_failure() -> None:
+    well = StoreInfo("SQLiteStore(...)", "write", 7, fails=False)
+    assert only(kind(hosted=own(store=well))).level == OK
+    found = only(kind(hosted=own(store=StoreInfo("SQLiteStore(...)", "write", 7, fails=True))))
+    assert found.level == FAIL
+    assert "its store SQLiteStore(...) fails, 7 operations" in found.text
 
 
 def test_more_hosts_than_a_quorum_expects_are_a_failure() -> None:

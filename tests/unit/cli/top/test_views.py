@@ -297,6 +297,11 @@ def test_each_kind_is_shown_on_each_node_that_hosts_it() -> None:
             "warn",
         ),
         ({"quorum": {"expected": 3, "seen": 2, "holds": True}}, "", ""),
+        (
+            {"store": {"name": "S", "durable": "write", "failures": 1_200, "fails": True}},
+            "its store fails, 1,200 operations up to now",
+            "bad",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_kind_is_said(changes: dict[str, Any], note: str, tone: str) -> None:
