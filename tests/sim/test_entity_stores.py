@@ -639,14 +639,14 @@ def play(*, faults: bool, durable: Any = "write") -> Any:
     return story
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 400, 4), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 400, 2), 1))
 def test_with_a_store_no_acknowledged_append_is_lost_whatever_fails(first: int) -> None:
-    run_stories(play(faults=True), range(first, first + 4))
+    run_stories(play(faults=True), range(first, first + 2))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 4), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 200, 2), 1))
 def test_with_a_store_nothing_fails_while_nodes_come_and_leave_in_order(first: int) -> None:
-    run_stories(play(faults=False), range(first, first + 4))
+    run_stories(play(faults=False), range(first, first + 2))
 
 
 @pytest.mark.long
