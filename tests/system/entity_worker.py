@@ -145,7 +145,8 @@ class Client:
 
         async def read(key: str) -> list[str]:
             async with limit:
-                return await self.sessions[key].within(PATIENCE_S).call(Session.read)
+                session = self.sessions[key].within(PATIENCE_S)
+                return await fleetlm.retry(lambda: session.call(Session.read), idempotent=True)
 
         return dict(zip(self.keys, await asyncio.gather(*map(read, self.keys)), strict=True))
 
@@ -163,7 +164,7 @@ async def host(node: Node, book: Ledger) -> None:
     store = SQLiteStore(STORE) if STORE else None
     await node.entities.host(
         Session, "sessions", args=(book,), idle_s=IDLE_S, safety=safety, store=store,
-        durable="write" if STORE else None,
+        durable="write" if STORE else None, store_s=PATIENCE_S,
     )  # fmt: skip
     if LEASE_S:
         await asyncio.sleep(LEASE_S * VOTES_AFTER)
