@@ -338,7 +338,7 @@ class Settings(Record):
     send_timeout_s: float = 30.0
     """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
-    inbound_turn_s: float = 0.005
+    inbound_turn_s: float = 0.002
     """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
     turns, of one peer after the other: what a peer asks for may be costly, and others must not wait."""
     stalled_after_s: float = 5.0

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from numbers import Real
 from typing import Any
 
+from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import MessageTooLarge, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
@@ -282,8 +283,7 @@ class MemberFacts:
             ValueError, TypeError: it is malformed, or exceeds a limit; nothing changed.
         """
         told = self._told.get(node) or _Told(node, incarnation)
-        if told is self._own or told.incarnation != incarnation:
-            raise ValueError(f"{node} may not tell of the members of incarnation {incarnation:x}")
+        check_speaker(told, self._own, incarnation, "of the members")
         match fact:
             case ["metas", list(metas)]:
                 self._take(told, metas, [], now)

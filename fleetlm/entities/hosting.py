@@ -30,19 +30,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.core.quorum import Quorum, Want
-from fleetlm.core.shard_table import EPOCH_END, Claim, Lost, Owner, shard_of
+from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
-from fleetlm.entities.keeping import Durable, KindStore
+from fleetlm.entities.keeping import KindStore, StoreOptions
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
+from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing, stored_handlers
-from fleetlm.errors import MessageTooLarge, NotOwner
+from fleetlm.errors import NotOwner
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
-from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
-    from fleetlm.actors.handlers import Handlers
     from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.ids import Pid
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import RunningProcess
-    from fleetlm.stores.interface import Store, Stored
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -150,9 +148,7 @@ class HostOptions(Record):
     kept_bytes: int
     remember: frozenset[str]
     quorum: Quorum | None
-    store: Store | None = None
-    durable: Durable = "write"
-    store_s: float = 2.0
+    stored: StoreOptions | None = None
 
 
 class Hosting:
@@ -187,7 +183,7 @@ class Hosting:
         self.outbound: Outbound = outbound
         self.context: NodeContext = shards.context
         self.table: ShardTable = shards.table
-        self.codec: Codec = codec
+        self.states: States = States(kind, codec, self.context.settings.max_message_bytes // 2)
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
@@ -202,17 +198,11 @@ class Hosting:
         self.handoff: Moves
         self.majority: Guard | None = None
         self.keeps: KindStore | None = None
-        self._since: dict[int, int] = {}
-        """Shard of `lossy` → the epoch of this node, where a term does not tell it (`_lost_before`)."""
-        if options.store is not None:
-            self.keeps = KindStore(
-                kind, options.store, options.durable, options.store_s, self._claim_epoch, self._outbid_store,
-                self.context.loop,
-            )  # fmt: skip
+        self._stored = actor.__fleetlm_handlers__
+        if options.stored is not None:
+            self.keeps = KindStore(options.stored, self, self.context.loop)
+            self._stored = stored_handlers(self._stored, self.keeps)
         self._handlers = actor.__fleetlm_handlers__.by_name
-        self._stored: Handlers | None = None
-        if self.keeps is not None and options.durable != "passivate":
-            self._stored = stored_handlers(actor.__fleetlm_handlers__, _storing_of)
         self._local = local
         self._loop = self.context.loop
         self._time = self._loop.time
@@ -308,10 +298,7 @@ class Hosting:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
         seat.box.put(request)
-        if seat.storing is None or seat.is_ready:
-            call.reply(None)
-        else:
-            seat.storing.acks.append(call)
+        seat.acknowledge(call)
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
@@ -378,7 +365,7 @@ class Hosting:
         epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
         if self.keeps is not None:
-            seat.storing = Storing(seat, self.keeps, self.keeps.keeper(key, shard))
+            seat.storing = Storing(seat, self.keeps)
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
         assert process is not None
@@ -393,19 +380,9 @@ class Hosting:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
-        if self._stored is not None:
+        if self.keeps is not None:
             object.__setattr__(entity, "__fleetlm_handlers__", self._stored)
         return entity
-
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-        if kept.packed is None:
-            return None
-        state = self.codec.unpack(kept.packed)  # Raises a ValueError, too.
-        found = unreadable_in(state)
-        if found is not None:
-            raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
-        return state
 
     def epoch_of(self, seat: Seat) -> int:
         """Implement `seat.Host`."""
@@ -413,66 +390,12 @@ class Hosting:
         claim = None if host is None else host.claims.get(seat.shard)
         return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
 
-    def pack(self, state: Any) -> bytes | None:
-        """Implement `seat.Host`."""
-        if state is None:
-            return None
-        packed = self.codec.pack_value(state)
-        limit = self.context.settings.max_message_bytes // 2
-        if len(packed) > limit:
-            raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
-        return packed
-
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Implement `seat.Host`."""
         if packed is None:
             self.forget(seat.shard, seat.key)
         else:
             self.put_kept(seat.shard, seat.key, Kept(packed, False))
-
-    def loaded(self, seat: Seat, stored: Stored) -> Kept:
-        """Implement `seat.Host`."""
-        shard, was_lost = seat.shard, seat.kept.was_lost
-        if self._is_write:
-            was_lost = False
-        elif was_lost and seat.key not in self.kept.get(shard, ()):
-            was_lost = stored.epoch < self._lost_before(shard)  # Else it was stored after the loss.
-        return Kept(stored.state, was_lost)
-
-    def _lost_before(self, shard: int) -> int:
-        """Return the epoch at which a shard was taken over from a node that is lost, or a later one."""
-        host = self.table.own(self.kind)
-        claim = None if host is None else host.claims.get(shard)
-        if claim is None:
-            return EPOCH_END
-        return claim.term if self.majority is None else self._since.setdefault(shard, claim.epoch)
-
-    @property
-    def _is_write(self) -> bool:
-        """Whether everything that was acknowledged is stored."""
-        return self.keeps is not None and self.keeps.is_write
-
-    def _claim_epoch(self, shard: int) -> int | None:
-        host = self.table.own(self.kind)
-        claim = None if host is None else host.claims.get(shard)
-        return None if claim is None else claim.epoch
-
-    def _outbid_store(self, shard: int, highest: int) -> bool:
-        """Own a shard under an epoch above one that the store has seen. False: not yet, or not any more."""
-        self.table.heard_of(self.kind, shard, highest)
-        if self._claim_epoch(shard) is None or not self.serves(shard, is_inner=False):
-            return False
-        if self.majority is None:
-            self.renew(shard)
-            return True
-        self.review_soon()
-        return False
-
-    async def flush(self, until: float) -> None:
-        """Store every entity of this node, and end it, until that time of the loop."""
-        outcomes = [seat.close() for seat in self.seats.values()]
-        if outcomes:
-            await asyncio.wait(outcomes, timeout=max(0.0, until - self._time()))
 
     def put_kept(self, shard: int, key: str, kept: Kept) -> None:
         """Keep the state of an entity in place of what was kept."""
@@ -493,7 +416,6 @@ class Hosting:
         for key in list(self.kept.get(shard, ())):
             self.forget(shard, key)
         self.lossy.discard(shard)
-        self._since.pop(shard, None)
 
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
@@ -505,8 +427,7 @@ class Hosting:
                 del self.in_shard[seat.shard]
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
-        has_lost = seat.is_ready and not (seat.is_saved or self.is_closed or self._is_write)
-        if claim is not None and has_lost:
+        if claim is not None and seat.has_lost and not self.is_closed:
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
         elif claim is None and not self.handoff.offers(seat.shard):
             self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
@@ -732,6 +653,7 @@ class Hosting:
             tally.taken,
             tally.stayed,
             None if guard is None else guard.info(),
+            None if self.keeps is None else self.keeps.info(),
         )
 
     def keys(self) -> list[str]:
@@ -747,7 +669,7 @@ class Hosting:
         if host is None or shard not in host.claims or not self.serves(shard, is_inner=False):
             return False
         try:
-            state = self.state_of(Kept(packed, False))
+            state = self.states.read(packed)
         except ValueError as error:  # For example a type that only newer versions of the program know.
             log.warning("what %s/%s was to merge is lost: %s", self.kind, key, error)
             return False
@@ -772,13 +694,6 @@ class Hosting:
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)
         self.shards.perform(self.table.unhost(self.kind))
-
-
-def _storing_of(entity: Any) -> Storing:
-    """Return what stores an entity; see `Hosting.make`."""
-    seat: Seat = entity._Entity__seat  # noqa: SLF001  # set there
-    assert seat.storing is not None
-    return seat.storing
 
 
 def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:

@@ -30,12 +30,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
+from fleetlm.core.shard_table import EPOCH_END, Claim
+from fleetlm.entities.info import StoreInfo
 from fleetlm.errors import Fenced, StoreError, StoreFailed, VersionConflict
+from fleetlm.records import Record
 from fleetlm.stores.interface import Fence, Store, Stored
 from fleetlm.texts import SHORT, text_of
+
+if TYPE_CHECKING:
+    from fleetlm.core.shard_table import ShardTable
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -52,41 +58,63 @@ Durable = Literal["write", "passivate"] | float
 """When a change is stored; see `Entities.host`."""
 
 
+class StoreOptions(Record):
+    """What a program has asked for; see `Entities.host`.
+
+    Attributes:
+        store: of the program.
+        durable: when a change is stored.
+        limit_s: seconds that an operation may take.
+    """
+
+    store: Store
+    durable: Durable
+    limit_s: float
+
+
+class OwnShards(Protocol):
+    """The shards of a kind that this node owns; `hosting.Hosting` implements it."""
+
+    kind: str
+    table: ShardTable
+
+    @property
+    def majority(self) -> object | None:
+        """What a quorum needs, if the kind has one."""
+
+    def serves(self, shard: int, *, is_inner: bool) -> bool:
+        """Whether a shard of this node takes requests."""
+
+    def renew(self, shard: int) -> None:
+        """Take a higher epoch for a shard."""
+
+    def review_soon(self) -> None:
+        """Look what is to be done, such as higher epochs."""
+
+
 class KindStore:
     """The store of one kind, as this node uses it.
 
     Args:
-        kind: its name.
-        store: of the program.
-        durable: when a change is stored.
-        limit_s: seconds that an operation may take.
-        claim_epoch: returns the epoch of this node's claim to a shard; None: it has none.
-        outbid: has this node take an epoch above one that the store has seen. Returns whether it has.
+        options: of the program.
+        shards: of this node.
         loop: of the node.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        store: Store,
-        durable: Durable,
-        limit_s: float,
-        claim_epoch: Callable[[int], int | None],
-        outbid: Callable[[int, int], bool],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.kind: str = kind
-        self.store: Store = store
-        self.is_write: bool = durable == "write"
-        self.after_s: float | None = None if isinstance(durable, str) else durable
+    def __init__(self, options: StoreOptions, shards: OwnShards, loop: asyncio.AbstractEventLoop) -> None:
+        self.kind: str = shards.kind
+        self.store: Store = options.store
+        self.is_write: bool = options.durable == "write"
+        self.after_s: float | None = None if isinstance(options.durable, str) else options.durable
         """Seconds after which a change is stored at the latest; None: not by time."""
-        self.limit_s: float = limit_s
+        self.limit_s: float = options.limit_s
         self.loop: asyncio.AbstractEventLoop = loop
         self.slots: asyncio.Semaphore = asyncio.Semaphore(MOST_AT_ONCE)
         self.under_way: dict[str, asyncio.Task[Any]] = {}
         """Key → its operation, also where the entity has ended meanwhile."""
-        self.claim_epoch: Callable[[int], int | None] = claim_epoch
-        self._outbid = outbid
+        self._shards = shards
+        self._taken_over: dict[int, Claim] = {}
+        """Shard → the first claim of this node under which `taken_over_at` was asked."""
         self._proven: dict[int, int] = {}
         """Shard → the epoch under which the store took something from this node last."""
         self._fenced_at: dict[int, float] = {}
@@ -95,6 +123,8 @@ class KindStore:
         self._trouble_since: float | None = None
         self._failures = 0
         self._lost_casts = 0
+        self._all_failures = 0
+        """Those of former troubles included."""
 
     @property
     def name(self) -> str:
@@ -106,9 +136,34 @@ class KindStore:
         """Whether the store has just failed."""
         return self._failed_at is not None and self.loop.time() - self._failed_at < PAUSE_S
 
-    def keeper(self, key: str, shard: int) -> Keeper:
-        """Return what keeps the state of an entity that begins to live."""
-        return Keeper(self, key, shard)
+    def info(self) -> StoreInfo:
+        """Return how the store does, for people."""
+        durable = "write" if self.is_write else "passivate"
+        if self.after_s is not None:
+            durable = f"within {self.after_s:g} s"
+        return StoreInfo(self.name, durable, self._all_failures, self._trouble_since is not None)
+
+    def claim(self, shard: int) -> Claim | None:
+        """Return the claim of this node to a shard."""
+        own = self._shards.table.own(self.kind)
+        return None if own is None else own.claims.get(shard)
+
+    def taken_over_at(self, shard: int) -> int:
+        """Return an epoch at which a shard was this node's or its predecessors', who have handed it on.
+
+        What is stored under a lower one was written before the shard was taken over from a node that is lost.
+        With a quorum a claim does not say when that was, so it is this node's first epoch.
+        """
+        claim = self.claim(shard)
+        if claim is None:
+            return EPOCH_END
+        if self._shards.majority is None:
+            return claim.term
+        first = self._taken_over.get(shard, claim)
+        if first.term != claim.term or first.epoch > claim.epoch:
+            first = claim
+        self._taken_over[shard] = first
+        return first.epoch
 
     def close(self) -> None:
         """Cancel what is under way: the node hosts the kind no more."""
@@ -135,6 +190,7 @@ class KindStore:
             self._trouble_since, self._failures, self._lost_casts = self._failed_at, 0, 0
             log.error("entities of %s cannot be stored or loaded: %s", self.kind, error)
         self._failures += 1
+        self._all_failures += 1
 
     def lost_cast(self, target: str, why: str) -> None:
         """Note that what a cast has changed was not stored, with nobody to be told; one line per trouble."""
@@ -155,7 +211,15 @@ class KindStore:
             if now - self._fenced_at[shard] < OUTBID_S:
                 return False
         self._fenced_at.pop(shard, None)
-        return self._outbid(shard, error.highest)
+        shards = self._shards
+        shards.table.heard_of(self.kind, shard, error.highest)
+        if self.claim(shard) is None or not shards.serves(shard, is_inner=False):
+            return False
+        if shards.majority is not None:
+            shards.review_soon()
+            return False
+        shards.renew(shard)
+        return True
 
 
 class Keeper:
@@ -215,9 +279,9 @@ class Keeper:
     # Internals.
 
     def _fence(self) -> Fence:
-        epoch = self._kind.claim_epoch(self._shard)
-        if epoch is not None:
-            self._epoch = epoch
+        claim = self._kind.claim(self._shard)
+        if claim is not None:
+            self._epoch = claim.epoch
         return Fence(self._shard, self._epoch)
 
     async def _load(self) -> Stored:

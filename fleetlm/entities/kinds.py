@@ -14,9 +14,9 @@ from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
 from fleetlm.entities.info import KindInfo, kind_info
-from fleetlm.entities.keeping import Durable
+from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.majority import Majority
-from fleetlm.entities.seat import EntityObject
+from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
@@ -148,7 +148,7 @@ class Entities:
                 f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
             )
             raise ValueError(f"{shards:,} shards: {cut}")
-        how = _check_store(store, durable, store_s)
+        stored = _check_store(store, durable, store_s)
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -163,9 +163,7 @@ class Entities:
             kept_bytes,
             remembered,
             None if safety == "available" else safety,
-            store,
-            how,
-            store_s,
+            stored,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
         hosting.handoff = Handoff(hosting)
@@ -207,7 +205,7 @@ class Entities:
             return False
         task = self._local.task_of(hosting.process.pid)
         if hosting.keeps is not None:
-            await hosting.flush(self._shards.context.loop.time() + hosting.options.handoff_s)
+            await close_all(list(hosting.seats.values()), hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})
@@ -271,26 +269,25 @@ class Entities:
 
 def _check_store(
     store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
-) -> Durable:
-    """Return when changes are to be stored. Raises: TypeError, ValueError."""
+) -> StoreOptions | None:
+    """Return what is to be done with a store. Raises: TypeError, ValueError."""
     if not 0 < store_s < math.inf:
         raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
     if store is None:
         if durable is not None:
             raise ValueError("durable says when the store gets a change, and there is no store")
-        return "write"
+        return None
     missing = [name for name in ("load", "save", "drop") if not callable(getattr(store, name, None))]
     if missing:
         raise TypeError(f"{SHORT.repr(store)} is not a Store: it lacks {', '.join(missing)}")
-    if durable is None or durable == "write":
-        return "write"
-    if durable == "passivate":
-        return "passivate"
-    if not 0 < durable < math.inf:
+    durable = "write" if durable is None else durable
+    if durable not in {"write", "passivate"} and not (
+        isinstance(durable, int | float) and 0 < durable < math.inf
+    ):
         raise ValueError(
             f"durable is 'write', 'passivate' or a number of seconds above 0, not {SHORT.repr(durable)}"
         )
-    return float(durable)
+    return StoreOptions(store, durable, store_s)
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:

@@ -181,8 +181,19 @@ def monitors(member: Member) -> Step:
 
 
 def links(member: Member) -> Step:
-    """Links without end."""
-    return batches(member, lambda: operations.signal(["link", member.pid(), 2, member.number()]))
+    """Links without end, with a process that nobody asks: it ends with them."""
+    found: list[int] = []
+
+    async def step() -> None:
+        if not found:
+            pid = await member.node.whereis("stuck", member.target.victim)
+            assert pid is not None
+            found.append(pid.number)
+        pids = [member.pid() for _ in range(BATCH)]
+        member.batch([operations.signal(["link", pid, found[0], member.number()]) for pid in pids])
+        await asyncio.sleep(PAUSE_S)
+
+    return step
 
 
 def groups(member: Member) -> Step:
