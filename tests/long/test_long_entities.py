@@ -30,7 +30,7 @@ LOOK_S = 0.25
 @pytest.mark.deadline(180)
 @pytest.mark.parametrize("lease_s", [0.0, LEASE_S], ids=["available", "quorum"])
 def test_rolling_restarts_leave_no_gap_and_fail_no_request(tmp_path: Path, lease_s: float) -> None:
-    with EntityFleet(tmp_path, ENTITY_LEASE_S=str(lease_s)) as rolling:
+    with EntityFleet(tmp_path, {"ENTITY_LEASE_S": str(lease_s)}) as rolling:
         codes = [rolling.restart(number) for _ in range(ROUNDS) for number in WORKERS]
         account = rolling.end_calls()
     pauses = {share: round(account.pause_s(share) * 1e3, 1) for share in (0.5, 0.99, 0.999, 1.0)}
@@ -45,7 +45,7 @@ def test_rolling_restarts_leave_no_gap_and_fail_no_request(tmp_path: Path, lease
 def test_after_kills_everything_that_was_acknowledged_is_in_the_store(tmp_path: Path) -> None:
     rng = random.Random(11)
     env = {"ENTITY_STORE": str(tmp_path / "sessions.db"), "ENTITY_IDLE_S": "2", "ENTITY_SESSIONS": "200"}
-    with EntityFleet(tmp_path, **env) as fleet:
+    with EntityFleet(tmp_path, env) as fleet:
         for _ in range(2 * ROUNDS):
             fleet.kill(rng.choice(WORKERS))
         account = fleet.end_calls()
@@ -65,7 +65,7 @@ def test_an_owner_that_was_frozen_is_fenced_before_it_serves(tmp_path: Path) -> 
         "ENTITY_SESSIONS": "200",
         "ENTITY_STORE": str(tmp_path / "sessions.db"),
     }
-    with EntityFleet(tmp_path, **env) as fleet:
+    with EntityFleet(tmp_path, env) as fleet:
         for number in WORKERS:
             freeze(fleet, number)
         account = fleet.end_calls(1 + len(WORKERS))
