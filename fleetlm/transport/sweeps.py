@@ -19,11 +19,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from fleetlm.transport.bounds import UNCERTAIN_BYTES, Accepted, Bounds, Offence
-from fleetlm.transport.tcp import KNOWS_RECEIVED, count_received, count_waiting
+from fleetlm.transport.tcp import count_received, count_waiting
 
 SWEEP_S: Final = 0.05
 """Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
@@ -36,7 +37,12 @@ LOOKS_IN_TURN: Final = 8
 """Further connections looked at in one sweep: all of a thousand within some seconds."""
 LONGEST_SWEEP_S: Final = 0.5
 """A sweep that is later than this is late since the loop stood still, which is no stranger's fault."""
-_EVENTS: Final = 0 if not KNOWS_RECEIVED else select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+if sys.platform.startswith("linux"):
+    _Epoll = select.epoll
+    _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+else:
+    _Epoll = Any
+    _EVENTS = 0
 
 
 class Sweeps:
@@ -72,8 +78,10 @@ class Sweeps:
         self._end = end
         self._read_soon = read_soon
         self._count_drains = count_drains
-        self._changed = select.epoll() if KNOWS_RECEIVED else None
-        """Names the connections over which something has come."""
+        self._changed: _Epoll | None = None
+        """Names the connections over which something has come; None where the system has no ``epoll``."""
+        if sys.platform.startswith("linux"):
+            self._changed = select.epoll()
         self._dialled: dict[int, Callable[[int], None]] = {}
         """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._in_turn: Iterator[int] = iter(())
