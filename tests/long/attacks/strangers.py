@@ -93,7 +93,7 @@ def hello_frame(hello: Hello) -> bytes:
 
 
 class Dialler:
-    """A DEALER that sends frames to the victim, each one from a connection of its own if asked to."""
+    """Sends frames to the victim, each one over a connection of its own. They end with the process."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -116,12 +116,6 @@ class Dialler:
         self._sockets.append(sock)
         if len(self._sockets) > keep:
             self._sockets.pop(0).close(0)
-
-    def close(self) -> None:
-        """Close all connections."""
-        for sock in self._sockets:
-            sock.close(0)
-        self._context.term()
 
 
 # ── bytes ────────────────────────────────────────────────────────────────────────────────────────
@@ -309,7 +303,6 @@ def introductions(target: Target, make: Callable[[int], Hello], pause_s: float =
         count += 1
         if pause_s:
             time.sleep(pause_s)
-    dialler.close()
     return f"{count:,} HELLOs"
 
 
