@@ -148,17 +148,21 @@ class Kernel:
         """Take a node of which a peer tells into the table, if it may exist."""
         try:
             name = canonical_node(text, self._base_port)
-            is_likely = name in self.topology.peers or self._addresses.believes(NodeName.parse(name).ip)
         except InvalidName:
-            is_likely = False
-        if not is_likely:
-            self._unlikely[text] = None
-            if len(self._unlikely) > MAX_UNLIKELY:
-                del self._unlikely[next(iter(self._unlikely))]
-        elif name in self.topology.peers:
+            self._pass_over(text)
+            return
+        if name in self.topology.peers:
             self.topology.meet(now, name)
+        elif not self._addresses.believes(NodeName.parse(name).ip):
+            self._pass_over(text)
         elif not self.topology.has_answered_as_another(name) and self._newcomers.may_tell(now, teller):
             self._meet_new(now, name)
+
+    def _pass_over(self, text: str) -> None:
+        """Remember that a peer has told of something that is no node here."""
+        self._unlikely[text] = None
+        if len(self._unlikely) > MAX_UNLIKELY:
+            del self._unlikely[next(iter(self._unlikely))]
 
     def _meet_new(self, now: float, name: str) -> None:
         """Take a node into the table of which somebody has told, and dial it soon."""

@@ -299,7 +299,10 @@ def introductions(target: Target, make: Callable[[int], Hello], pause_s: float =
     yield
     count = 0
     while not target.is_over:
-        dialler.say(hello_frame(make(count)))
+        try:
+            dialler.say(hello_frame(make(count)))
+        except zmq.ZMQError:  # Too many open files: those of closed sockets are not closed yet.
+            time.sleep(SENT_S)
         count += 1
         if pause_s:
             time.sleep(pause_s)
