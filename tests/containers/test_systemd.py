@@ -15,9 +15,10 @@ from functools import partial
 
 import pytest
 
-from tests.containers.cluster import BASE_IMAGE, BUILD_S, HERE, docker, eventually, ip_of, logs
+from tests.containers.cluster import BASE_IMAGE, BUILD_S, HERE, MESH_S, docker, eventually, ip_of, logs
 from tests.support.guides import ROOT, blocks
 from tests.support.kits import DEPLOY
+from tests.support.patience import stretched
 
 pytestmark = [pytest.mark.containers, pytest.mark.usefixtures("engine")]
 
@@ -129,7 +130,7 @@ def is_complete(machine: Machine) -> None:
     """Wait until the node of each slot sees all others."""
     for slot in SLOTS:
         others = sorted(machine.name(other) for other in SLOTS if other != slot)
-        eventually(partial(listed, machine, slot), partial(operator.eq, others))
+        eventually(partial(listed, machine, slot), partial(operator.eq, others), within_s=stretched(MESH_S))
 
 
 def test_nothing_has_failed_since_the_machine_began(machine: Machine) -> None:

@@ -30,7 +30,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FOR_WORK = {"dev", "browser", "kits", "site", "fuzz"}
 """Extras of those who work on fleetlm; the others are for its users."""
 EXTRAS = sorted(PROJECT["optional-dependencies"].keys() - FOR_WORK)
-NOT_SHIPPED = (".ci/", ".github/", ".git", ".docker", ".editorconfig", ".pre-commit", ".markdown", ".lychee")
+NOT_SHIPPED = (".ci/", ".git", ".dockerignore", ".pre-commit-config.yaml")
+"""Of the repository and its services, not of the project: an sdist has no hidden files."""
 STEP_S = 50.0
 
 
@@ -53,9 +54,9 @@ def tracked(*folders: str) -> set[str]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tool: Callable[..., str]) -> Built:
-    """Build the sdist, and the wheel from it, as `python -m build` does."""
+    """Build the sdist, and the wheel from it."""
     folder = tmp_path_factory.mktemp("dist")
-    tool("pyproject-build", "--outdir", folder, ROOT)
+    tool("uv", "build", "--quiet", "--out-dir", folder, ROOT)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return Built(wheel, sdist)
 
@@ -92,7 +93,7 @@ def test_the_sdist_has_all_that_its_users_need_to_test_it(built: Built) -> None:
     assert names - wanted <= {"PKG-INFO", ".gitignore"}
 
 
-def test_a_file_of_the_release_can_be_made_again(
+def test_the_wheel_of_the_checkout_is_that_of_the_sdist(
     built: Built, tmp_path: Path, tool: Callable[..., str]
 ) -> None:
     tool("pyproject-build", "--wheel", "--outdir", tmp_path, ROOT)
@@ -207,15 +208,7 @@ def test_the_commands_work_without_any_extra(bare: Place, node: str) -> None:
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
     top = bare.run("fleetlm", "top", "--once")
     assert node in top.stdout, top.stderr
-    assert bare.run("fleetlm", "--version").stdout.split()[-1] == PROJECT["version"]
-
-
-def test_the_types_of_the_wheel_are_found(bare: Place, tool: Callable[..., str], tmp_path: Path) -> None:
-    program = tmp_path / "typed.py"
-    program.write_text("import fleetlm\nreveal_type(fleetlm.Node.list)\n", encoding="utf-8")
-    said = tool("mypy", "--python-executable", bare.bin / "python", "--cache-dir", tmp_path / "mypy", program)
-    assert "Revealed type is" in said
-    assert "Any" not in said.partition("Revealed type is")[2].splitlines()[0]
+    assert bare.run("fleetlm", "--version").stdout.startswith(f"fleetlm {PROJECT['version']} ")
 
 
 NUMPY = """
@@ -228,22 +221,34 @@ UVLOOP = """
 import asyncio, fleetlm
 async def main(node):
     print(asyncio.get_running_loop())
-fleetlm.run(main)
+fleetlm.run(main, log_level="warning")
+"""
+CRON = """
+from fleetlm.leaders.schedule import slots_of
+print(slots_of("*/5 * * * *", None))
+"""
+POSTGRES = """
+from fleetlm.stores.postgres import PostgresStore
+print(PostgresStore("host=/nowhere"))
 """
 USES = {
     "asgi": "from fleetlm import asgi; print(asgi.sse)",
+    "cron": CRON,
     "metrics": "from fleetlm.metrics import NodeMetrics; print(NodeMetrics)",
     "numpy": NUMPY,
+    "postgres": POSTGRES,
     "ops": "from fleetlm.ops import application, listener, questions; print(listener.Listener)",
     "shell": "from fleetlm.remote.shell import ToolkitEditor; import prompt_toolkit; print(ToolkitEditor)",
     "top": "from fleetlm.cli.top.app import TopApp; print(TopApp)",
     "tracing": "from fleetlm import tracing; print(tracing.instrument)",
     "uvloop": UVLOOP,
 }
-"""What each extra is for, as a program that prints a line."""
+"""What each extra is for, as a program that prints something."""
 SAID_WITHOUT = {
     "asgi": "fleetlm.asgi needs Starlette: pip install 'fleetlm[asgi]'",
+    "cron": "needs the package cronsim: pip install 'fleetlm[cron]'",
     "metrics": "fleetlm.metrics needs prometheus-client: pip install 'fleetlm[metrics]'",
+    "postgres": "PostgresStore needs psycopg: install fleetlm[postgres]",
     "tracing": "fleetlm.tracing needs opentelemetry-api: pip install 'fleetlm[tracing]'",
 }
 """What a program is told that imports a module without its extra."""
@@ -262,12 +267,12 @@ def test_an_extra_alone_brings_what_it_promises(extra: str, built: Built) -> Non
         assert extra != "uvloop" or "uvloop" in done.stdout
         for other, said in SAID_WITHOUT.items():
             if extra not in (other, "ops"):  # which brings those of metrics and asgi
-                assert place.python(USES[other]).endswith(said)
+                assert said in place.python(USES[other])
 
 
 def test_without_extras_the_error_says_what_to_install(bare: Place) -> None:
     for extra, said in SAID_WITHOUT.items():
-        assert bare.python(USES[extra]).endswith(said)
+        assert said in bare.python(USES[extra])
     ops = bare.run("fleetlm", "start", "worker:main", FLEETLM_OPS="127.0.0.1:0")
     assert ops.returncode == 78
     assert "pip install 'fleetlm[ops]'" in ops.stderr
