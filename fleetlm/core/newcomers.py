@@ -39,6 +39,8 @@ LOOKS_AT_ONCE: Final = 1_024
 large cluster is told in one message."""
 LOOKS_PER_S: Final = 64.0
 """The same a second from then on: 3 ms of work. Nodes that are known by their names need no look."""
+MAX_UNLIKELY: Final = 2_048
+"""Texts that are remembered so that they need not be looked at again: peers repeat them each second."""
 MAX_BUDGETS: Final = 1_024
 """Addresses and peers whose budget is remembered. A flood from more of them starts some of these anew; the
 budget of all dials together still holds."""
@@ -58,14 +60,22 @@ class Newcomers:
         self._introduced: dict[str, Bucket] = {}
         self._told: dict[str, Bucket] = {}
         self._looks: dict[str, Bucket] = {}
+        self.unlikely: dict[str, None] = {}
+        """The latest texts of peers that name no node, or one where no peer can be."""
 
     def may_introduce(self, now: float, ip: str) -> bool:
         """Whether the address ``ip`` may introduce an unknown node, or have it dialled. Counts it."""
         return _take(self._introduced, ip, now, INTRODUCTIONS_PER_S, INTRODUCTIONS_AT_ONCE)
 
-    def may_be_looked_at(self, now: float, teller: str) -> bool:
-        """Whether another name may be looked at of which the peer ``teller`` tells. Counts it."""
-        return _take(self._looks, teller, now, LOOKS_PER_S, LOOKS_AT_ONCE)
+    def may_be_looked_at(self, now: float, text: str, teller: str) -> bool:
+        """Whether a name may be looked at of which the peer ``teller`` tells. Counts it."""
+        return text not in self.unlikely and _take(self._looks, teller, now, LOOKS_PER_S, LOOKS_AT_ONCE)
+
+    def pass_over(self, text: str) -> None:
+        """Remember that a text is no name of a node, or of one that cannot be a peer."""
+        self.unlikely[text] = None
+        if len(self.unlikely) > MAX_UNLIKELY:
+            del self.unlikely[next(iter(self.unlikely))]
 
     def may_tell(self, now: float, teller: str) -> bool:
         """Whether the peer ``teller`` may tell of another unknown node. Counts it."""

@@ -6,13 +6,13 @@ from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.effects import Dial, Effect, HangUp, Reply
-from fleetlm.core.kernel import MAX_UNLIKELY
 from fleetlm.core.newcomers import (
     BURST_S,
     INTRODUCTIONS_AT_ONCE,
     INTRODUCTIONS_PER_S,
     LOOKS_AT_ONCE,
     LOOKS_PER_S,
+    MAX_UNLIKELY,
     TOLD_AT_ONCE,
 )
 from fleetlm.core.port_scan import Search
@@ -164,7 +164,7 @@ def test_texts_that_are_no_names_are_passed_over_and_few_of_them_are_remembered(
         texts = ["", "nobody", "x@", *(f"{turn} {n}" for n in range(1_000))]
         k.heard_of(T + 20.0 * turn, texts, TELLER)
     assert not k.topology.peers
-    assert len(k._unlikely) == MAX_UNLIKELY
+    assert len(k._newcomers.unlikely) == MAX_UNLIKELY
     k.heard_of(T + 60.0, ["fleetlm@10.0.0.2:4370", name(3)], TELLER)
     assert [*k.topology.peers] == [name(2), name(3)], "names are entered in their canonical form"
 
