@@ -302,12 +302,12 @@ async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
         asked.append(await ask(teller, 0))  # Under an epoch that is refused: it learns nothing.
         return True
 
-    SlotTeller.ask = ask_nobody  # type: ignore[method-assign]
+    SlotTeller.ask = ask_nobody  # type: ignore[assignment]
     try:
         await first.drain(10)
         await fleet.until(lambda: len(job.slots) == 2, timeout=120)
     finally:
-        SlotTeller.ask = ask  # type: ignore[method-assign]
+        SlotTeller.ask = ask
     assert asked
     assert job.times == [0, 60]
 
