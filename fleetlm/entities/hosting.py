@@ -27,8 +27,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fleetlm.actors.handlers import Handlers
 from fleetlm.call import Call
-from fleetlm.core.quorum import Quorum, Want
+from fleetlm.core.quorum import MemberKey, Quorum, Want
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
 from fleetlm.errors import MessageTooLarge, NotOwner
@@ -55,6 +56,8 @@ CAST, INNER = 1, 2
 must not wait for itself while the shard is being handed over."""
 REVIEW_S = 0.25
 """Seconds between two looks at what is to be claimed, handed over or passivated, if nothing happens."""
+SAVE_MIN_S = 1.0
+"""Seconds that an entity has to be saved, where `HostOptions.handoff_s` is less."""
 _EVICTED_AT_ONCE = 8
 """Entities that begin to passivate where one more is to be made beyond the limit."""
 _SWEPT_AT_ONCE = 1_024
@@ -64,8 +67,11 @@ _SWEPT_AT_ONCE = 1_024
 class Guard(Protocol):
     """Says what this node may serve, where a quorum is wanted; `majority.Majority` implements it."""
 
-    def start(self) -> None:
-        """Begin to ask the other members."""
+    me: MemberKey
+    """This node as a member."""
+
+    def start(self, number: int) -> None:
+        """Begin to ask the other members, with the number of the host process."""
 
     def close(self) -> None:
         """End asking."""
@@ -81,6 +87,9 @@ class Guard(Protocol):
 
     def asked(self, message: list[Any]) -> Any:
         """Answer another member. Raises: ValueError, TypeError for nonsense."""
+
+    def fenced(self, handlers: Handlers) -> Handlers:
+        """Return the handlers of entities, which do not begin where this node may not serve any more."""
 
 
 class Moves(Protocol):
@@ -106,6 +115,9 @@ class Moves(Protocol):
 
     def claim_free(self, counts: dict[str, int]) -> None:
         """Claim the shards without an owner that fall to this node."""
+
+    def outbid(self, shards: Iterable[int]) -> None:
+        """Have a majority give this node higher epochs for shards of which others have heard a higher one."""
 
     def balance(self, counts: dict[str, int]) -> None:
         """Hand over what this node has beyond its share."""
@@ -149,7 +161,6 @@ class Hosting:
         local: spawns entities.
         outbound: asks the hosts of other nodes.
         codec: packs states.
-        prepare: gives an entity its seat, before it runs.
     """
 
     def __init__(
@@ -183,6 +194,7 @@ class Hosting:
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
+        self._fenced: Handlers | None = None
         self._handlers = actor.__fleetlm_handlers__.by_name
         self._local = local
         self._loop = self.context.loop
@@ -193,26 +205,40 @@ class Hosting:
         self._timer: asyncio.TimerHandle | None = None
         self._is_reviewing = False
 
+    def guard_with(self, guard: Guard) -> None:
+        """Serve what this guard allows. Call it before the host process runs."""
+        self.majority = guard
+        self._fenced = guard.fenced(self.actor.__fleetlm_handlers__)
+
     async def __call__(self, process: RunningProcess) -> None:
         """Run as the host process, until it is ended."""
         self.process = process
         self.shards.hosted[self.kind] = self
         self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards))
         if self.majority is not None:
-            self.majority.start()
+            self.majority.start(process.pid.number)
         take = process.mailbox.get_any
         try:
             while True:
                 message = await take()
                 if type(message) is Call:
-                    request = message.message
-                    if type(request) is Invoke:
-                        self._take(message, request)
-                    elif process._accept_call(message):  # noqa: SLF001  # which answers it, should it end now
-                        self.handoff.asked(message)
-                message = request = None
+                    self._serve(process, message)
+                message = None
         finally:
             self._close()
+
+    def _serve(self, process: RunningProcess, call: Call) -> None:
+        """Take a call. An error of its own costs that call alone, and no entity."""
+        request = call.message
+        try:
+            if type(request) is Invoke:
+                self._take(call, request)
+            elif process._accept_call(call):  # noqa: SLF001  # which answers it, should it end now
+                self.handoff.asked(call)
+        except Exception as error:
+            log.exception("the host of %s could not serve a request, and goes on", self.kind)
+            if call.open:
+                call.fail(error)
 
     @property
     def is_closed(self) -> bool:
@@ -337,6 +363,8 @@ class Hosting:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
+        if self._fenced is not None:
+            object.__setattr__(entity, "__fleetlm_handlers__", self._fenced)
         return entity
 
     def state_of(self, kept: Kept) -> Any:
@@ -416,7 +444,7 @@ class Hosting:
             self._take(message, message.message)  # It came when the entity was being saved.
         elif not is_cast and not message.wanted:
             message.abandon()
-        elif not is_owner or not (is_cast or self.serves(shard, is_inner=False)):
+        elif not is_owner or not self._may_go_on(shard, is_cast=is_cast):
             if is_cast:
                 log.warning("a cast to the entity %s/%s is lost: its shard has gone", self.kind, key)
             else:
@@ -426,9 +454,26 @@ class Hosting:
             if again is not None:
                 again.box.put(message)
 
+    def _may_go_on(self, shard: int, *, is_cast: bool) -> bool:
+        """Whether a request that an entity has left behind may be served here; a cast even in a handoff."""
+        if is_cast:
+            return self.majority is None or self.majority.serves(shard)
+        return self.serves(shard, is_inner=False)
+
     def again(self, message: Any) -> None:
         """Implement `seat.Host`."""
         self._take(message, message.message)
+
+    @property
+    def save_s(self) -> float:
+        """Implement `seat.Host`: seconds that an entity has to be saved."""
+        return max(SAVE_MIN_S, self.options.handoff_s)
+
+    def stays(self, seat: Seat) -> None:
+        """Implement `seat.Host`: an entity could not be saved, and is not passivated again at once."""
+        if self.seats.get(seat.key) is seat:
+            seat.used_at = self._time()
+            self.seats.move_to_end(seat.key)
 
     # Passivation.
 
@@ -543,15 +588,14 @@ class Hosting:
         counts, now = self.counts(), self._time()
         if tuple(sorted(counts)) != self._hosts_seen:
             self._hosts_seen, self._hosts_since = tuple(sorted(counts)), now
-        if self.majority is None:
-            self._outbid()
+        self._outbid()
         if self.context.name not in counts:
             self.handoff.leave(counts)
         else:
-            quiet_since = max(self._began_at, self.shards.last_up)
-            if now - quiet_since >= self.options.settle_s:
+            settling = self.shards.settling
+            if settling.is_over(self._began_at, self.options.settle_s):
                 self.handoff.claim_free(counts)
-            if now - max(self._hosts_since, quiet_since) >= self.options.rebalance_s:
+            if now - max(self._hosts_since, self._began_at, settling.last_up) >= self.options.rebalance_s:
                 self.handoff.balance(counts)
         for key in self.options.remember:
             shard = shard_of(key, self.options.shards)
@@ -563,12 +607,19 @@ class Hosting:
         host = self.table.own(self.kind)
         assert host is not None
         seen = self.table.seen
-        higher = {
-            shard: claim._replace(epoch=self.table.next_epoch(self.kind, shard))
+        higher = [
+            shard
             for shard, claim in host.claims.items()
             if seen(self.kind, shard) > claim.epoch and self.serves(shard, is_inner=False)
-        }
-        self._claim_again(higher)
+        ]
+        if self.majority is not None:
+            self.handoff.outbid(higher)
+            return
+        next_epoch = self.table.next_epoch
+        claims = host.claims
+        self._claim_again(
+            {shard: claims[shard]._replace(epoch=next_epoch(self.kind, shard)) for shard in higher}
+        )
 
     def adopt(self, shard: int, claim: Claim) -> None:
         """Own a shard under another claim from now on."""

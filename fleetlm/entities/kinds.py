@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.running import check_concrete, exit_reason, plain_class
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=EntityObject)
 
+log: logging.Logger = logging.getLogger("fleetlm")
+
+MAX_RESTARTS, RESTARTS_S = 3, 60.0
+"""Restarts of a host process within so many seconds. Nothing ends one but an exit signal, or a fault."""
 DEFAULT_SHARDS = 256
 """Enough to spread a kind over some dozens of nodes."""
 
@@ -73,7 +78,7 @@ class Entities:
         shards: int = DEFAULT_SHARDS,
         idle_s: float = 600.0,
         handoff_s: float = 5.0,
-        settle_s: float = 0.5,
+        settle_s: float = 2.0,
         rebalance_s: float = 2.0,
         live: int = 100_000,
         kept_bytes: int = 256 * 1024 * 1024,
@@ -94,9 +99,12 @@ class Entities:
             shards: into how many the kind is cut, 1 to 4,096.
             idle_s: seconds without a request after which an entity is saved and ended, until its next one.
             handoff_s: seconds that the entities of a shard have to finish and to be saved when it is handed
-                over. Then it stays for the time being.
-            settle_s: seconds without a new connection before this node claims shards that look free, so that
-                it has heard of their owners.
+                over. Then it stays for the time being. One `Entity.save` has as long, at least a second;
+                beyond that it counts as failed.
+            settle_s: seconds without a new connection before this node claims shards that look free. They
+                begin when the kind is hosted and discovery has answered, and when each node that it knows is
+                connected and has told of its shards, or cannot be reached. A node without discovery that
+                knows no other one claims at once.
             rebalance_s: seconds without a change among the hosts before this node hands over what is beyond
                 its share.
             live: how many entities may live on this node. Beyond that, those that had no request for the
@@ -115,7 +123,8 @@ class Entities:
         Raises:
             TypeError: ``actor`` is no class of entities, or has a concurrent handler.
             ValueError: this node hosts the kind already, others have cut it into another number of shards,
-                or an argument is out of its range. Nothing changed.
+                an argument is out of its range, or `Settings.peers_may` does not allow ``call`` and
+                ``register``, which hosts need from each other. Nothing changed.
             InvalidName: ``kind``, or a key to remember.
             NodeStopped: this node has been stopped.
         """
@@ -137,6 +146,12 @@ class Entities:
             raise ValueError(f"this node hosts {kind!r} already")
         if len(self._hosted) >= MAX_KINDS:
             raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        denied = {"call", "register"} - self._shards.context.settings.peers_may
+        if denied:
+            raise ValueError(
+                f"a node that hosts entities lets other nodes ask for them and take over from it, but its "
+                f"Settings.peers_may has no {' and no '.join(map(repr, sorted(denied)))}"
+            )
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -152,15 +167,7 @@ class Entities:
             remembered,
             None if safety == "available" else safety,
         )
-        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
-        hosting.handoff = Handoff(hosting)
-        if options.quorum is not None:
-            hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
-        self._hosted[kind] = hosting
-        pid = self._local.spawn(hosting, (), None)
-        task = self._local.task_of(pid)
-        assert task is not None
-        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        hosting, task = self._start(kind, cls, options, ())
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
@@ -173,7 +180,7 @@ class Entities:
         Returns:
             False if this node does not host it.
         """
-        hosting = self._hosted.get(kind)
+        hosting = self._hosted.pop(kind, None)
         if hosting is None or hosting.process is None:
             return False
         task = self._local.task_of(hosting.process.pid)
@@ -201,9 +208,45 @@ class Entities:
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    def _forget(self, kind: str, hosting: Hosting) -> None:
-        if self._hosted.get(kind) is hosting:
-            del self._hosted[kind]
+    def _start(
+        self, kind: str, cls: type[EntityObject], options: HostOptions, restarts: tuple[float, ...]
+    ) -> tuple[Hosting, asyncio.Task[None]]:
+        """Start the host process of a kind; ``restarts`` says when it was restarted lately."""
+        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
+        hosting.handoff = Handoff(hosting)
+        if options.quorum is not None:
+            hosting.guard_with(Majority(hosting, options.quorum, self._shards, self._outbound))
+        self._hosted[kind] = hosting
+        task = self._local.task_of(self._local.spawn(hosting, (), None))
+        assert task is not None
+        task.add_done_callback(lambda done: self._ended(hosting, done, restarts))
+        return hosting, task
+
+    def _ended(self, hosting: Hosting, task: asyncio.Task[None], restarts: tuple[float, ...]) -> None:
+        """Supervise a host process: one that was not told to end is started anew, a few times."""
+        kind, now = hosting.kind, self._shards.context.loop.time()
+        if self._hosted.get(kind) is not hosting:
+            return
+        del self._hosted[kind]
+        process = hosting.process
+        if process is None or self._outbound.stopped:
+            return
+        error = None if task.cancelled() else task.exception()
+        reason = exit_reason(process, error)
+        if reason == "shutdown" or (task.cancelled() and not process._is_ending):  # noqa: SLF001  # the runtime's
+            return  # The node stops, or its loop ends.
+        lately = tuple(at for at in restarts if now - at < RESTARTS_S)
+        if len(lately) >= MAX_RESTARTS:
+            log.error(
+                "the host of %s has ended %d times within %g s (now: %s): this node hosts it no more, and "
+                "other hosts take its shards over", kind, len(lately) + 1, RESTARTS_S, SHORT.repr(reason),
+            )  # fmt: skip
+            return
+        log.error(
+            "the host of %s has ended (%s), with its entities and what they had saved here: it is started "
+            "anew", kind, SHORT.repr(reason),
+        )  # fmt: skip
+        self._start(kind, hosting.actor, hosting.options, (*lately, now))
 
 
 class Evacuation:

@@ -84,8 +84,15 @@ class Host(Protocol):
     def epoch_of(self, seat: Seat) -> int:
         """Return the epoch under which this node owns an entity."""
 
+    @property
+    def save_s(self) -> float:
+        """Seconds that `Entity.save` may take."""
+
     def keep(self, seat: Seat, state: Any) -> None:
         """Keep what an entity has saved. Raises: NotSerializable, MessageTooLarge."""
+
+    def stays(self, seat: Seat) -> None:
+        """Note that an entity could not be saved, and serves again."""
 
     def again(self, message: Any) -> None:
         """Take a call anew that came while its entity was being saved."""
@@ -188,6 +195,7 @@ class Seat:
     def reopen(self) -> None:
         """Serve again, since it could not be saved."""
         self.is_open = True
+        self.host.stays(self)
         waiting, self.waiting = self.waiting, []
         for message in waiting:
             if type(message.message.handler) is str:  # It was in the mailbox.
@@ -219,15 +227,19 @@ class _Save(BetweenHandlers):
 
     async def run(self) -> None:
         seat = self._seat
+        limit = asyncio.timeout(seat.host.save_s)
         try:
-            seat.host.keep(seat, await seat.entity.save())
+            async with limit:
+                state = await seat.entity.save()
+            seat.host.keep(seat, state)
         except (asyncio.CancelledError, ProcessExit):
             raise
         except BaseException as error:
             if is_from_signal(error) or exit_in(error) is not None:
                 raise
+            why = f": save() did not end within {seat.host.save_s:g} s" if limit.expired() else ""
             log.exception(
-                "the entity %s/%s cannot be saved, and goes on", seat.host.kind, seat.key,
+                "the entity %s/%s cannot be saved, and goes on%s", seat.host.kind, seat.key, why,
                 exc_info=loggable(error),
             )  # fmt: skip
             seat.reopen()
