@@ -102,7 +102,6 @@ class Node:
         own_address: this node's address, and why it was chosen.
         groups: process groups of the cluster.
         registry: cluster-wide names of processes.
-        entities: keyed entities, each of which lives on one node at a time.
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
         telemetry: observers of what happens on this node.
@@ -120,7 +119,6 @@ class Node:
         self.incarnation: int = parts.context.incarnation
         self.groups: Groups = parts.groups
         self.registry: Registry = parts.registry
-        self.entities: Entities = parts.entities
         self.factories: Factories = parts.factories
         self._local = parts.local
         self._outbound = parts.outbound
@@ -198,6 +196,11 @@ class Node:
             await node.stop("could not start", 0.0)
             raise
         return node
+
+    @property
+    def entities(self) -> Entities:
+        """Keyed entities, each of which lives on one node at a time."""
+        return self._parts.entities
 
     @property
     def is_draining(self) -> bool:

@@ -248,22 +248,9 @@ class Entities:
         )  # fmt: skip
         self._start(kind, hosting.actor, hosting.options, (*lately, now))
 
-
-class Evacuation:
-    """Implements `leaving.Evacuee`: hands over the shards of a node that drains.
-
-    Args:
-        entities: of the node.
-    """
-
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-
-    async def evacuate(self, until: float) -> tuple[str, ...]:
+    async def _evacuate(self, until: float) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here."""
-        hostings = self._entities._hostings()  # noqa: SLF001  # of this module
-        if not hostings:
-            return ()
+        hostings = self._hostings()
         left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys

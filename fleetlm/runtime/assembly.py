@@ -50,7 +50,6 @@ from fleetlm.directory.replication import Replication
 from fleetlm.directory.tables import ReplicatedRows
 from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
 from fleetlm.discovery.poller import Poller
-from fleetlm.entities.kinds import Entities, Evacuation
 from fleetlm.entities.replicated_shards import ReplicatedShards
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
@@ -91,6 +90,7 @@ from fleetlm.wire.table_topics import FEATURES as TABLES
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
+    from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
     from fleetlm.processes.running import RunningProcess
@@ -249,16 +249,11 @@ class Assembly:
         self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
         self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
-        self.leaving: Leaving = Leaving(
-            me, self.draining, self.hooks, self.services.drain_listeners, Evacuation(self.entities)
-        )
+        self.leaving: Leaving = Leaving(me, self.draining, self.hooks, self.services.drain_listeners, self)
 
     def _make_directory(self, wall_ms: int) -> None:
         """Make the parts that know what runs where in the cluster."""
         me, codec = self.context, self.codec
-        self.entities: Entities = Entities(
-            self.replicated_shards, self.local, self.outbound, self.sender, codec
-        )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
             me, codec, self.local, self.replication, picks
@@ -284,6 +279,17 @@ class Assembly:
         unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
         in_flight = self.outbound.in_flight
         return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
+
+    @functools.cached_property
+    def entities(self) -> Entities:
+        """Made at its first use: many programs have no entities, and their nodes start without this code."""
+        from fleetlm.entities.kinds import Entities  # noqa: PLC0415
+
+        return Entities(self.replicated_shards, self.local, self.outbound, self.sender, self.codec)
+
+    async def evacuate(self, until: float) -> tuple[str, ...]:
+        """Implement `leaving.Evacuee`: hand over the shards of this node."""
+        return await self.entities._evacuate(until) if "entities" in vars(self) else ()  # noqa: SLF001  # its runtime
 
     @functools.cached_property
     def overview(self) -> Overview:
