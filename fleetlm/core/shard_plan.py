@@ -17,6 +17,7 @@ Source: Thaler and Ravishankar for the ranking (`core.shard_ranking`); Mirrokni,
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 
 from fleetlm.core.shard_ranking import Preferences, factors_of, score
@@ -81,13 +82,14 @@ def excess(  # what every host knows, and a limit
     left = set(owned)
     count = len(left) if limit is None else min(limit, len(left))
     moves: dict[int, str] = {}
-    ranked: dict[str, list[int]] = {}  # Host → shards, those that prefer it most last.
+    ranked: dict[str, list[int]] = {}  # Host → so many shards that prefer it most, the first one last.
     while have[own] > most and len(moves) < count:
         to = min(have, key=lambda host: (have[host], host))
         if have[to] >= most:
             break
         if to not in ranked:
-            ranked[to] = sorted(left, key=lambda one: (score(factors[one], to), one))
+            best = heapq.nlargest(count, left, key=lambda one: (score(factors[one], to), one))
+            ranked[to] = best[::-1]
         order = ranked[to]
         while order[-1] not in left:
             order.pop()

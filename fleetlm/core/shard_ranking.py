@@ -6,9 +6,9 @@ from its kind and number. The shard prefers the node for which ``seed * factor``
 itself.
 
 A kind has up to 4,096 shards, and there may be 64 hosts, so a hash for each pair would take a third of a
-second. Here each node and each shard is hashed once, and `Preferences` ranks all hosts for one shard with one
-multiplication of a large integer: the seeds stand in lanes of 128 bits, so that no product reaches into the
-next lane.
+second. Here each node is hashed once, eight shards at a time, and `Preferences` ranks all hosts for one shard
+with one multiplication of a large integer: the seeds stand in lanes of 128 bits, so that no product reaches
+into the next lane.
 
 Source: `core.rendezvous`, which does the same for members of groups; differs: shards and nodes have names
 here.
@@ -23,6 +23,8 @@ from functools import lru_cache
 from fleetlm.core.group_members import LANE_BYTES, hash_of
 
 _MASK = (1 << 64) - 1
+_FACTORS = 8
+"""Factors in one hash of 64 bytes."""
 
 
 @lru_cache(maxsize=1_024)
@@ -33,13 +35,19 @@ def seed_of(node: str) -> int:
 
 def factor_of(kind: str, shard: int) -> int:
     """Return the factor of a shard."""
-    return int.from_bytes(hash_of(f"{kind}\0{shard}".encode(), 8), "little") | 1
+    return _block(kind, shard // _FACTORS)[shard % _FACTORS] | 1
 
 
 @lru_cache(maxsize=64)
 def factors_of(kind: str, shards: int) -> tuple[int, ...]:
-    """Return the factors of all shards of a kind. Takes some milliseconds for 4,096, once."""
-    return tuple(factor_of(kind, shard) for shard in range(shards))
+    """Return the factors of all shards of a kind. Takes about a millisecond for 4,096, once."""
+    blocks = (_block(kind, number) for number in range(-(-shards // _FACTORS)))
+    return tuple(factor | 1 for block in blocks for factor in block)[:shards]
+
+
+def _block(kind: str, number: int) -> tuple[int, ...]:
+    """Return what makes the factors of eight shards in a row: one hash has room for them."""
+    return struct.unpack(f"<{_FACTORS}Q", hash_of(f"{kind}\0{number}".encode(), 8 * _FACTORS))
 
 
 def score(factor: int, node: str) -> int:

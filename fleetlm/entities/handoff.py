@@ -150,17 +150,17 @@ class Handoff:
         hosting, table, own = self._hosting, self._table, self._hosting.context.name
         kind, shards = hosting.kind, hosting.options.shards
         free = table.unowned(kind)
-        if not free:
+        if not free or self._is_acquiring:
             return
         mine = [shard for shard, node in assign(kind, shards, free, counts).items() if node == own]
         if not mine:
             return
         wall_ms, epochs = hosting.shards.wall_ms(), {}
-        for shard in mine:
-            epochs[shard] = max(table.next_epoch(kind, shard), wall_ms)  # Above forgotten epochs, too.
+        for shard in mine:  # Above epochs that all nodes have forgotten, too: see `shard_table`.
+            epochs[shard] = max(table.next_epoch(kind, shard), wall_ms)
         if hosting.majority is None:
             self._claim({shard: Claim(epoch, epoch) for shard, epoch in epochs.items()})
-        elif not self._is_acquiring:
+        else:
             self._is_acquiring = True
             self._start(self._acquire_free(epochs))
 

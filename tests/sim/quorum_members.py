@@ -5,7 +5,8 @@ and overtake each other. Members are cut off, also in one direction; they freeze
 messages of that time when they thaw, in any order; they end and come back having forgotten everything. And
 they ask for shards at random, whether these have an owner or not: no table keeps them from it.
 
-After every event each shard is served by one member at most, each judged by its own clock (`check`).
+After every event each shard is served by one member at most, each judged by its own clock, and by none that
+had it before another one (`check`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from fleetlm.core.quorum import Beat, Lease, MemberKey, Votes, Want
 LEASE_S = 8.0
 SHARDS = 3
 SPEED = (0.96, 1.04)
-EVENTS = 700
+BEATS = 3
+"""Beats in a lease."""
+PLAYED_S = 10 * LEASE_S
 
 
 class Member:
@@ -33,7 +36,6 @@ class Member:
         self.is_frozen = False
         self.missed: list[Callable[[], None]] = []
         """What was to happen while it was frozen."""
-        self.served = 0
 
     def begin(self, expected: int, now: float) -> None:
         """Begin a new life, which knows nothing of the former one."""
@@ -41,6 +43,8 @@ class Member:
         self.key: MemberKey = (f"m{self.place}", self.life, 1)
         self.votes, self.lease = Votes(LEASE_S, self.clock(now)), Lease(expected, LEASE_S)
         self.claims: dict[int, int] = {}
+        self.since: dict[int, int] = {}
+        """Shard → the number of its acquisition."""
         self.pending: dict[int, int] = {}
         self.sealed: dict[int, int] = {}
         self.asking: dict[int, set[int]] = {}
@@ -74,7 +78,7 @@ class Members:
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(f"quorum members {seed}")
-        self.expected = rng.choice([2, 3, 3, 4, 5])
+        self.expected = rng.choice([2, 3, 3, 3, 4, 5])
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.made = 0
@@ -83,6 +87,8 @@ class Members:
         self.slow_s = rng.choice([0.01, 0.5, LEASE_S / 2])
         self.members = [Member(rng, place) for place in range(self.expected)]
         self.acquired = 0
+        self.latest: dict[int, int] = {}
+        """Shard → the number of the last acquisition of those that were served."""
         for member in self.members:
             self.start(member)
 
@@ -106,19 +112,23 @@ class Members:
         self.at(delay_s, happen)
 
     def play(self) -> None:
-        for _ in range(EVENTS):
-            if self.events:
-                self.now, _, what = heapq.heappop(self.events)
-                what()
-                self.check()
-            if not self.events or self.rng.random() < 0.06:
-                self.disturb()
-                self.check()
+        self.at(0, self.disturb_on)
+        while self.now < PLAYED_S:
+            self.now, _, what = heapq.heappop(self.events)
+            what()
+            self.check()
 
     def check(self) -> None:
         for shard in range(SHARDS):
-            serving = [member.key for member in self.members if member.serves(shard, self.now)]
-            assert len(serving) <= 1, f"at {self.now:.3f} s the shard {shard} is served by {serving}"
+            serving = [each for each in self.members if each.claims and each.serves(shard, self.now)]
+            if not serving:
+                continue
+            keys = [member.key for member in serving]
+            assert len(serving) <= 1, f"at {self.now:.3f} s the shard {shard} is served by {keys}"
+            for member in serving:
+                since, latest = member.since[shard], self.latest.get(shard, 0)
+                assert since >= latest, f"at {self.now:.3f} s {member.key} serves a former life of {shard}"
+                self.latest[shard] = since
 
     # What members do.
 
@@ -128,7 +138,7 @@ class Members:
         self.for_member(member, self.rng.uniform(0, 2), lambda: self.ask_on(member))
 
     def beat_on(self, member: Member) -> None:
-        self.for_member(member, LEASE_S / 4 / member.speed, lambda: self.beat_on(member))
+        self.for_member(member, LEASE_S / BEATS / member.speed, lambda: self.beat_on(member))
         self.beat(member)
 
     def ask_on(self, member: Member) -> None:
@@ -175,6 +185,7 @@ class Members:
                 del member.pending[shard]
                 member.claims[shard] = epoch
                 self.acquired += 1
+                member.since[shard] = self.acquired
 
     def acquire(self, member: Member, want: Want) -> None:
         if want.shard in member.wanted() or want.shard in member.pending or want.epoch < 1:
@@ -241,9 +252,14 @@ class Members:
 
     # What happens to them.
 
+    def disturb_on(self) -> None:
+        self.disturb()
+        self.at(self.rng.uniform(0, LEASE_S), self.disturb_on)
+
     def disturb(self) -> None:
         rng, member = self.rng, self.rng.choice(self.members)
-        match rng.choice(["cut", "cut", "heal", "heal", "freeze", "thaw", "thaw", "restart", "hand over"]):
+        what = ["cut", "heal", "heal", "freeze", "thaw", "restart", "hand over", "hand over", "ambush"]
+        match rng.choice(what):
             case "cut":
                 others = [each for each in self.members if each is not member]
                 for other in rng.sample(others, rng.randint(1, len(others))):
@@ -253,20 +269,32 @@ class Members:
                 self.cuts.clear()
             case "freeze":
                 member.is_frozen = True
-            case "thaw" if member.is_frozen:
-                member.is_frozen = False
-                rng.shuffle(member.missed)
-                missed, member.missed = member.missed, []
-                for what in missed:
-                    what()
-                    self.check()
+                self.at(rng.uniform(0, 2 * LEASE_S), partial(self.thaw, member))
+            case "thaw":
+                self.thaw(member)
             case "restart":
                 member.is_frozen, member.missed = False, []
                 self.start(member)
+            case "ambush" if member.claims:  # An owner is alone, and the others have forgotten it.
+                for other in self.members:
+                    if other is not member:
+                        self.cuts |= {(member.place, other.place), (other.place, member.place)}
+                        if rng.random() < 0.7:
+                            other.is_frozen, other.missed = False, []
+                            self.start(other)
             case "hand over" if not member.is_frozen:
                 self.hand_over(member, rng.choice(self.members))
             case _:
                 return
+
+    def thaw(self, member: Member) -> None:
+        """Let all happen that has waited for a frozen member, in any order."""
+        member.is_frozen = False
+        self.rng.shuffle(member.missed)
+        missed, member.missed = member.missed, []
+        for what in missed:
+            what()
+            self.check()
 
 
 def play(seed: int) -> int:
