@@ -84,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also measure fleetlm over ZeroMQ alone, on the other loop, with a cookie",
     )
+    top.add_argument(
+        "--against",
+        type=Path,
+        metavar="FOLDER",
+        help="let `metrics` compare with a checkout of another commit",
+    )
     top.add_argument("--report", type=Path, metavar="FOLDER", help="write REPORT.md and its charts to FOLDER")
     top.add_argument("--guard", action="store_true", help="fail if a ratio is far below what it should be")
     top.add_argument("--list", action="store_true", help="list the benchmarks")
@@ -107,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.repeat is not None and args.repeat < 1:
         raise SystemExit("--repeat must be at least 1")
+    if args.against is not None and not (args.against / "fleetlm").is_dir():
+        raise SystemExit(f"--against: there is no fleetlm in {args.against}")
     if args.minutes is not None and not args.minutes > 0:
         raise SystemExit("--minutes must be more than 0")
     options = Options(
@@ -115,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeat=args.repeat or (QUICK_REPEAT if args.quick else REPEAT),
         peers=peers_named(args.peers),
         ways=args.ways,
+        against=args.against,
     )
     names = args.names or (list(guard.LEAST) if args.guard else [])
     known = machine.facts()

@@ -56,10 +56,19 @@ def run_loop(main: Coroutine[Any, Any, None], loop: str) -> None:
 
 
 def main() -> None:
-    """Import the function that the command line names, and call it."""
+    """Import the function that the command line names, and call it.
+
+    If the config has a ``tree``, the checkout of another commit, fleetlm is imported from there.
+    """
     module, _, name = sys.argv[1].partition(":")
+    config = json.loads(sys.argv[2])
+    if "tree" in config:
+        sys.path.insert(0, config["tree"])
+        found = importlib.import_module("fleetlm").__file__
+        if not str(found).startswith(config["tree"]):
+            raise SystemExit(f"fleetlm comes from {found}, not from {config['tree']}")
     function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
-    function(Parent(), json.loads(sys.argv[2]))
+    function(Parent(), config)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ _PORTS = range(20_000, 32_000)
 """Below the ephemeral ports, so that no outgoing connection takes a port after `free_port` found it."""
 
 
+def helper_environment() -> dict[str, str]:
+    """Return the environment of a helper, without settings of fleetlm."""
+    env = {name: text for name, text in os.environ.items() if not name.startswith("FLEETLM_")}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    return env
+
+
 class HelperFailed(Exception):
     """A helper ended, or sent nothing in time, or no facts. Its own error message is on stderr."""
 
@@ -48,9 +55,7 @@ class Helper:
     def __init__(self, target: str, config: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
         self.target = target
         default = (sys.executable, "-m", "benchmarks.helper", target, json.dumps(config))
-        env = {name: text for name, text in os.environ.items() if not name.startswith("FLEETLM_")}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
-        env |= config.get("env", {})
+        env = helper_environment() | config.get("env", {})
         self._process = subprocess.Popen(
             command or default, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0
         )

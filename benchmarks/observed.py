@@ -1,7 +1,9 @@
 """What it costs to observe a node: metrics for Prometheus, and an observer of telemetry.
 
 All modes use the same two nodes and take turns on them, since the differences are a few percent, and two
-pairs of processes differ by more.
+pairs of processes differ by more. With ``--against FOLDER``, a checkout of another commit, its nodes take
+part, too, and for that reason each run of each variant is a new pair of processes: many rounds are needed.
+`benchmarks.instructions` compares the same without noise, and without the kernel and ZeroMQ.
 """
 
 from __future__ import annotations
@@ -15,34 +17,46 @@ from typing import Any
 
 from benchmarks import fleetlm_node, measures
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Mode, Session
+from benchmarks.helpers import Mode, ServersAndDriver, Session
 from benchmarks.measures import PAYLOAD, percentiles
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 from fleetlm import Actor, Call, Node, Process, handler
 
 OUTSTANDING = 100
 PLAIN, METRICS, TELEMETRY = "plain", "metrics", "telemetry"
-WORKS = {"calls": "calls", "actors": "calls of an actor", "sends": "one-way messages"}
+WORKS = {
+    "calls": "calls",
+    "actors": "calls of an actor",
+    "sends": "one-way messages",
+    "local": "calls on one node, one at a time",
+}
 
 
 def variants(options: Options) -> list[Variant]:
-    """Nodes that nobody observes, with metrics, and with an observer of all events."""
-    session = Session(
-        "two nodes",
-        floor=False,
-        server="observed:server",
-        driver="observed:client",
-        config={
+    """Nodes that nobody observes, with metrics, with an observer of all events, and of another commit."""
+    programs: dict[str, Any] = {
+        "floor": False,
+        "server": "observed:server",
+        "driver": "observed:client",
+        "config": {
             "loop": options.loop,
             "sequential": options.size(1_000, 300),
             "outstanding": options.size(20_000, 8_000),
             "count": options.size(100_000, 40_000),
         },
-    )
+    }
+    modes = {
+        f"fleetlm, nobody observes ({options.loop})": PLAIN,
+        "fleetlm with NodeMetrics": METRICS,
+        "fleetlm with an observer of all telemetry": TELEMETRY,
+    }
+    if options.against is None:
+        session = Session("two nodes", **programs)
+        return [Mode(label, session, mode) for label, mode in modes.items()]
+    other = programs | {"config": programs["config"] | {"tree": str(options.against.resolve())}}
     return [
-        Mode(f"fleetlm, nobody observes ({options.loop})", session, PLAIN),
-        Mode("fleetlm with NodeMetrics", session, METRICS),
-        Mode("fleetlm with an observer of all telemetry", session, TELEMETRY),
+        *(NewPair(label, mode, **programs) for label, mode in modes.items()),
+        NewPair(f"nobody observes, {options.against.name}", PLAIN, **other),
     ]
 
 
@@ -67,8 +81,28 @@ BENCHMARK = Benchmark(
     ],
     variants,
     least_rounds=9,
+    is_fine=True,
     why_not=why_not,
 )
+
+
+class NewPair(ServersAndDriver):
+    """A variant of which each run is a new pair of processes: some pairs are slower than others by chance."""
+
+    def __init__(self, label: str, mode: str, **programs: Any) -> None:
+        super().__init__(label, **programs)
+        self._mode = mode
+
+    def open(self) -> None:
+        """Do nothing: `run` starts the processes."""
+
+    def run(self, command: str = "") -> Metrics:
+        """Start the processes, do one run, and end them."""
+        try:
+            super().open()
+            return super().run(command or self._mode)
+        finally:
+            self.close()
 
 
 class Observers:
@@ -150,6 +184,7 @@ def client(parent: Parent, config: dict[str, Any]) -> None:
         async with fleetlm_node.start(config) as node:
             (peer,) = await fleetlm_node.peers(node, config)
             observers = Observers(node)
+            node.spawn(echo, name="here")
             parent.report(ready=True)
             while mode := await parent.read_command():
                 observers.switch(mode)
@@ -189,4 +224,8 @@ async def measure(node: Node, peer: str, config: dict[str, Any]) -> Metrics:
     await measure_work("calls", calls, call_all(lambda: node.call(to, PAYLOAD)))
     await measure_work("actors", calls, call_all(lambda: ref.call(Echo.echo, PAYLOAD)))
     await measure_work("sends", config["count"], send_all)
+    local = 10 * config["sequential"]
+    await measure_work(
+        "local", local, lambda: measures.one_at_a_time(lambda: node.call("here", PAYLOAD), local)
+    )
     return {"p50_s": percentiles(times)["p50_s"], **metrics}

@@ -1,4 +1,8 @@
-"""How long it takes to pick a member of a process group, by its rule and by the size of the group."""
+"""How long it takes to pick a member of a process group, by its rule and by the size of the group.
+
+In the modes with churn a member leaves and joins again before each tenth pick, so that whatever is kept of
+the members must change all the time. That is counted, too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 from benchmarks import fleetlm_node
@@ -14,7 +19,7 @@ from benchmarks.helpers import Mode, Session
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 from fleetlm import Node, Process
 
-SIZES = (10, 100, 10_000)
+SIZES = (8, 100, 1_000, 10_000)
 MODELS = 10
 """Values of the meta by which ``where`` chooses: it finds a tenth of the members."""
 NOT_NEW_S = 1e-6
@@ -22,6 +27,8 @@ NOT_NEW_S = 1e-6
 BETWEEN_CLOCKS = 10
 """Picks between two looks at the clock."""
 BY_LOAD, TWO_CHOICES, WHERE, KEY, FLOOR = "least_loaded", "two_choices", "where", "key", "floor"
+CHURN = "+churn"
+"""Behind the name of a rule: members come and go."""
 
 
 def variants(options: Options) -> list[Variant]:
@@ -39,6 +46,8 @@ def variants(options: Options) -> list[Variant]:
         Mode("fleetlm, by='two_choices'", session, TWO_CHOICES),
         Mode("fleetlm, where= fits a tenth", session, WHERE),
         Mode("fleetlm, by='key'", session, KEY),
+        Mode("fleetlm, by='key', members come and go", session, KEY + CHURN),
+        Mode("fleetlm, by='least_loaded', members come and go", session, BY_LOAD + CHURN),
         Mode("random.choice of a list", session, FLOOR, floor=True),
     ]
 
@@ -58,9 +67,15 @@ async def idle(process: Process) -> None:
 
 
 def fill(node: Node, group: str, size: int) -> None:
-    """Let so many processes join a group, each with a meta."""
+    """Let so many processes join a group, each with a meta, and another one without, which has churn."""
     for number in range(size):
-        node.groups.join(group, node.spawn(idle), meta={"model": f"model-{number % MODELS}"})
+        pid = node.spawn(idle)
+        node.groups.join(group, pid, meta={"model": f"model-{number % MODELS}"})
+        node.groups.join(group + CHURN, pid)
+
+
+def nothing() -> None:
+    """Change nothing."""
 
 
 def picks(node: Node, group: str) -> dict[str, Callable[[], object]]:
@@ -75,10 +90,23 @@ def picks(node: Node, group: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def seconds_each(pick: Callable[[], object], seconds: float) -> float:
-    """Pick for so long, and return how long one pick takes."""
+def churn(node: Node, group: str) -> Callable[[], None]:
+    """Return what lets a member leave a group and join it again, another one each time."""
+    turns = cycle(node.groups.members(group))
+
+    def change() -> None:
+        pid = next(turns)
+        node.groups.leave(group, pid)
+        node.groups.join(group, pid)
+
+    return change
+
+
+def seconds_each(pick: Callable[[], object], seconds: float, change: Callable[[], None] = nothing) -> float:
+    """Pick for so long, with a change before each `BETWEEN_CLOCKS` picks; return how long one pick takes."""
     count, started = 0, time.perf_counter()
     while (took_s := time.perf_counter() - started) < seconds:
+        change()
         for _ in range(BETWEEN_CLOCKS):
             pick()
         count += BETWEEN_CLOCKS
@@ -89,17 +117,20 @@ def members(parent: Parent, config: dict[str, Any]) -> None:
     """Run a node with groups of each size; a command is the name of a rule."""
 
     async def main() -> None:
-        settings = {"newcomer_s": NOT_NEW_S, "max_memberships": 2 * sum(config["members"])}
+        settings = {"newcomer_s": NOT_NEW_S, "max_memberships": 4 * sum(config["members"])}
         async with fleetlm_node.start(config | {"settings": settings}) as node:
             for size in config["members"]:
                 fill(node, f"group-{size}", size)
             parent.report(ready=True)
-            while rule := await parent.read_command():
-                parent.report(
-                    **{
-                        f"pick_{size}_s": seconds_each(picks(node, f"group-{size}")[rule], config["seconds"])
-                        for size in config["members"]
-                    }
-                )
+            while command := await parent.read_command():
+                rule, has_churn = command.removesuffix(CHURN), command.endswith(CHURN)
+                found = {}
+                for size in config["members"]:
+                    group = f"group-{size}{CHURN if has_churn else ''}"
+                    change = churn(node, group) if has_churn else nothing
+                    found[f"pick_{size}_s"] = seconds_each(
+                        picks(node, group)[rule], config["seconds"], change
+                    )
+                parent.report(**found)
 
     run_loop(main(), config["loop"])

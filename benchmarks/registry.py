@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Metrics = dict[str, float]
@@ -20,6 +21,8 @@ class Options:
     """Names, in lower case, of the other libraries to measure in the same run."""
     ways: bool = False
     """Whether fleetlm is also measured on the other event loop, with a cookie, and so on."""
+    against: Path | None = None
+    """A checkout of another commit, with which ``metrics`` compares this one."""
 
     def size(self, normal: int, quick: int) -> int:
         """Return the amount of work of one run."""
@@ -66,6 +69,8 @@ class Benchmark:
     """For one whose rounds take minutes."""
     least_rounds: int = 1
     """For one that looks for small differences, with rounds of a second."""
+    is_fine: bool = False
+    """Likewise: ratios are shown with three digits, and with the quartiles of the rounds."""
     share: float = 2
     """Its share of the time of a whole run, compared with the shares of the others (`benchmarks.budget`)."""
     why_not: Callable[[Options], str] = lambda _: ""

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.helpers import HelperFailed
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 
-WIDTHS = (50, 12, 22, 16)
+WIDTHS = (50, 12, 22, 30)
 
 
 @dataclass(slots=True)
@@ -44,13 +44,17 @@ class Result:
 
     def ratio(self, floor: Series, key: str) -> float | None:
         """Return fleetlm / floor: the median of the ratios of each round, as both ran under the same load."""
+        ratios = self.ratios(floor, key)
+        return statistics.median(ratios) if ratios else None
+
+    def ratios(self, floor: Series, key: str) -> list[float]:
+        """Return fleetlm / floor in each round that has both."""
         ours = self.series[0]
-        pairs = [
-            (mine[key], theirs[key])
+        return [
+            mine[key] / theirs[key]
             for mine, theirs in zip(ours.runs, floor.runs, strict=True)
             if key in mine and theirs.get(key)
         ]
-        return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else None
 
 
 def measure(
@@ -136,17 +140,27 @@ def cells(result: Result, series: Series, metric: Metric) -> tuple[str, str, str
     values = [value * metric.scale for value in series.values(metric.key)]
     if not values:
         return None
-    ratio = result.ratio(series, metric.key) if series is not result.series[0] else None
+    ratios = result.ratios(series, metric.key) if series is not result.series[0] else []
     return (
         format_figure(statistics.median(values)),
         f"{format_figure(min(values))} to {format_figure(max(values))}",
-        f"{ratio:.2f} x" if ratio is not None else "",
+        format_ratio(ratios, is_fine=result.benchmark.is_fine),
     )
 
 
 def _columns(first: str, *others: str) -> str:
     rest = "".join(text.rjust(width) for text, width in zip(others, WIDTHS[1:], strict=True))
     return f"{first.ljust(WIDTHS[0])}{rest}".rstrip()
+
+
+def format_ratio(ratios: list[float], *, is_fine: bool = False) -> str:
+    """Format the median of the ratios of the rounds; where it is fine, with its quartiles."""
+    if not ratios:
+        return ""
+    if not is_fine or len(ratios) < 3:
+        return f"{statistics.median(ratios):.2f} x"
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.3f} x ({low:.3f} to {high:.3f})"
 
 
 def format_figure(value: float) -> str:

@@ -28,17 +28,19 @@ _NAMES_OF = {
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
     "fleetlm.entities.entity_ref": "EntityRef EntityRefs",
+    "fleetlm.entities.info": "HostedInfo KindInfo QuorumInfo",
     "fleetlm.entity": "Entity",
     "fleetlm.errors": (
-        "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
+        "AlreadyRegistered CallTimeout Draining Expired Fenced FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
-        "NotAllowed NotDelivered NotOwner NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError "
-        "SettingsError StartFailed StreamIdle TooManyMemberships TooManyNames TooManyRows Undecodable "
-        "WorkerDied WorkerNotStarted WouldBlock"
+        "NotAllowed NotDelivered NotLoaded NotOwner NotSerializable NotStored OutcomeUnknown ProcessDown "
+        "ProcessExit RemoteError SettingsError StartFailed StoreError StoreFailed StreamIdle "
+        "TooManyMemberships TooManyNames TooManyRows Undecodable VersionConflict WorkerDied WorkerNotStarted "
+        "WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
-        "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
+        "Crash CronSlot Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
         "Registered RowDropped RowPut Unregistered message register_type"
     ),
     "fleetlm.messaging.carrying": "carried carry",
@@ -54,6 +56,10 @@ _NAMES_OF = {
     "fleetlm.runtime.info": "DrainReport NodeInfo",
     "fleetlm.runtime.readiness": "Readiness",
     "fleetlm.settings": "Settings",
+    "fleetlm.stores.interface": "Fence Store Stored",
+    "fleetlm.stores.memory": "MemoryStore",
+    "fleetlm.stores.postgres": "PostgresStore",
+    "fleetlm.stores.sqlite": "SQLiteStore",
     "fleetlm.stream": "Stream",
     "fleetlm.supervisor": "Child Supervisor",
     "fleetlm.sync": "SyncNode",

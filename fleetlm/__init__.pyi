@@ -16,12 +16,18 @@ from fleetlm.directory.tables import SharedTable as SharedTable
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.entities.entity_ref import EntityRef as EntityRef, EntityRefs as EntityRefs
+from fleetlm.entities.info import (
+    HostedInfo as HostedInfo,
+    KindInfo as KindInfo,
+    QuorumInfo as QuorumInfo,
+)
 from fleetlm.entity import Entity as Entity
 from fleetlm.errors import (
     AlreadyRegistered as AlreadyRegistered,
     CallTimeout as CallTimeout,
     Draining as Draining,
     Expired as Expired,
+    Fenced as Fenced,
     FleetError as FleetError,
     InitFailed as InitFailed,
     InvalidName as InvalidName,
@@ -35,19 +41,24 @@ from fleetlm.errors import (
     NoProcess as NoProcess,
     NotAllowed as NotAllowed,
     NotDelivered as NotDelivered,
+    NotLoaded as NotLoaded,
     NotOwner as NotOwner,
     NotSerializable as NotSerializable,
+    NotStored as NotStored,
     OutcomeUnknown as OutcomeUnknown,
     ProcessDown as ProcessDown,
     ProcessExit as ProcessExit,
     RemoteError as RemoteError,
     SettingsError as SettingsError,
     StartFailed as StartFailed,
+    StoreError as StoreError,
+    StoreFailed as StoreFailed,
     StreamIdle as StreamIdle,
     TooManyMemberships as TooManyMemberships,
     TooManyNames as TooManyNames,
     TooManyRows as TooManyRows,
     Undecodable as Undecodable,
+    VersionConflict as VersionConflict,
     WorkerDied as WorkerDied,
     WorkerNotStarted as WorkerNotStarted,
     WouldBlock as WouldBlock,
@@ -55,6 +66,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid as Pid, Ref as Ref
 from fleetlm.messages import (
     Crash as Crash,
+    CronSlot as CronSlot,
     Down as Down,
     Exit as Exit,
     Joined as Joined,
@@ -84,6 +96,10 @@ from fleetlm.program import run as run
 from fleetlm.runtime.info import DrainReport as DrainReport, NodeInfo as NodeInfo
 from fleetlm.runtime.readiness import Readiness as Readiness
 from fleetlm.settings import Settings as Settings
+from fleetlm.stores.interface import Fence as Fence, Store as Store, Stored as Stored
+from fleetlm.stores.memory import MemoryStore as MemoryStore
+from fleetlm.stores.postgres import PostgresStore as PostgresStore
+from fleetlm.stores.sqlite import SQLiteStore as SQLiteStore
 from fleetlm.stream import Stream as Stream
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor
 from fleetlm.sync import SyncNode as SyncNode

@@ -26,7 +26,9 @@ from fleetlm.errors import (
     NoFactory,
     NoProcess,
     NotAllowed,
+    NotLoaded,
     NotOwner,
+    NotStored,
 )
 from fleetlm.texts import SHORT, text_of, traceback_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
@@ -303,9 +305,17 @@ class Call:
             self._send_error(error)
 
     def refuse(
-        self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed | NotOwner
+        self,
+        error: AlreadyRegistered
+        | Draining
+        | NoFactory
+        | NoProcess
+        | NotAllowed
+        | NotLoaded
+        | NotOwner
+        | NotStored,
     ) -> None:
-        """Raise this error itself at the caller. For the runtime, where it knows that nothing has run."""
+        """Raise this error itself at the caller. For the runtime, where it knows what has run."""
         if self._finish():
             match error:
                 case AlreadyRegistered(name=name, owner=owner):
@@ -320,6 +330,10 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NOT_OWNER, [target, owner, str(epoch)])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
+                case NotLoaded(target=target, why=why):
+                    self._caller.failed(self._ref, FailureKind.NOT_LOADED, [target, why])
+                case NotStored(target=target, why=why):
+                    self._caller.failed(self._ref, FailureKind.NOT_STORED, [target, why])
 
     def watch(self, on_done: Callable[[Call], None]) -> None:
         """Call ``on_done`` when this call needs no answer any more, or when another process watches it.

@@ -83,8 +83,10 @@ class Entity(Actor):
     async def init(self) -> None:
         """See `Actor.init`. For the runtime."""
         seat = self.__seat
+        if seat.storing is not None:
+            await seat.fetch()
         await self.load(seat.host.state_of(seat.kept))
-        seat.is_ready = True
+        seat.ready()
 
     # For subclasses to use.
 

@@ -24,17 +24,23 @@
     │   ├── NoConnection    that node is not connected
     │   ├── NotOwner        that node does not own the entity, or nobody does
     │   ├── Draining        that node is leaving and takes no new work
+    │   ├── NotLoaded       the state of the entity could not be loaded from its store
     │   ├── Undecodable     the receiver does not know a type inside the message
     │   ├── WorkerNotStarted  there was no worker process for a function of ``run_in_process``
     │   └── WouldBlock      there is no room; or a call to oneself
     ├── OutcomeUnknown      the request may have run: repeat it only if that is harmless
     │   ├── NodeLost        the connection ended after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
+    │   ├── NotStored       the handler of an entity has run, and its state was not stored
     │   ├── WorkerDied      a worker process of ``run_in_process`` ended while it ran a function
     │   └── CallTimeout     there was no reply before the deadline
     │       └── StreamIdle  a stream had a pause longer than its idle limit
     ├── RemoteError         the request ran and raised an exception; its ``cause`` is one of these three, if
     │                       a request that it made itself ended it
+    ├── StoreError          what a `Store` raises
+    │   ├── Fenced          a later owner has loaded or written there: nothing was written
+    │   ├── VersionConflict what is stored is not what the writer has loaded: nothing was written
+    │   └── StoreFailed     the store cannot be used, or did not answer: it may have been written
     └── ProcessExit         raised by a process to end with an exit reason of its own
 
 `NoConnection` and `NodeLost` are `ConnectionError` too, and `CallTimeout` is a `TimeoutError`.
@@ -412,6 +418,23 @@ class NotOwner(NotDelivered):
         return f"the entity {self.target} did not get the request: {where} (epoch {self.epoch})"
 
 
+class NotLoaded(NotDelivered):
+    """The state of an entity could not be loaded from its store, so its handler has not run.
+
+    Attributes:
+        target: the entity, as ``kind/key``.
+        why: the reason, with the store.
+    """
+
+    def __init__(self, target: str, why: str) -> None:
+        super().__init__(target, why)
+        self.target = target
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the entity {self.target} did not get the request: its state cannot be loaded: {self.why}"
+
+
 class Draining(NotDelivered):
     """The node is leaving and takes no new work. The request has not run.
 
@@ -536,6 +559,30 @@ class ProcessDown(OutcomeUnknown):
         return f"process {_shown(self.target)} ended before it replied ({reason}); the request may have run"
 
 
+class NotStored(OutcomeUnknown):
+    """The handler of an entity has run, and what it changed was not stored (``durable="write"``).
+
+    The next request finds the entity as it was stored last. A store that did not answer may have stored the
+    change nevertheless; then the next request finds it. Repeat the request only if running it twice is
+    harmless.
+
+    Attributes:
+        target: the entity, as ``kind/key``.
+        why: the reason, with the store.
+    """
+
+    def __init__(self, target: str, why: str) -> None:
+        super().__init__(target, why)
+        self.target = target
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"the handler of {self.target} has run, and its state was not stored: {self.why}; the entity "
+            "goes on from what was stored last"
+        )
+
+
 class WorkerDied(OutcomeUnknown):
     """The worker process that ran a function for `Node.run_in_process` has ended.
 
@@ -625,6 +672,74 @@ class RemoteError(FleetError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+class StoreError(FleetError):
+    """A store did not do what it was asked. The subclasses say what that means."""
+
+
+class Fenced(StoreError):
+    """Another owner has loaded or written the state under a higher epoch. Nothing was written.
+
+    Attributes:
+        target: what is stored, as ``kind/key``.
+        epoch: of the owner that was refused.
+        highest: the epoch that the store has seen.
+    """
+
+    def __init__(self, target: str, epoch: int, highest: int) -> None:
+        super().__init__(target, epoch, highest)
+        self.target = target
+        self.epoch = epoch
+        self.highest = highest
+
+    def __str__(self) -> str:
+        return (
+            f"the store refuses epoch {self.epoch} of {self.target}: a later owner has come with epoch "
+            f"{self.highest}"
+        )
+
+
+class VersionConflict(StoreError):
+    """Another version is stored than the one that the writer has loaded. Nothing was written.
+
+    Attributes:
+        target: what is stored, as ``kind/key``.
+        expected: the version that the writer has loaded or written last.
+        found: the version that is stored.
+    """
+
+    def __init__(self, target: str, expected: int, found: int) -> None:
+        super().__init__(target, expected, found)
+        self.target = target
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.found} of {self.target} is stored, and the writer has loaded version "
+            f"{self.expected}: another one has written meanwhile"
+        )
+
+
+class StoreFailed(StoreError):
+    """The store cannot be used, has no room, or did not answer in time.
+
+    A write that failed so may have taken effect, or may still do, unless the state is loaded after it and
+    written in another version.
+
+    Attributes:
+        store: which one, such as its path.
+        why: the reason, and what to do.
+    """
+
+    def __init__(self, store: str, why: str) -> None:
+        super().__init__(store, why)
+        self.store = store
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the store {self.store} failed: {self.why}"
 
 
 class ProcessExit(FleetError):

@@ -44,6 +44,11 @@ class Pid(Record):
         return f"<{self.node} {self.incarnation:x} {self.number}>"
 
 
+def pid_order(pid: Pid) -> tuple[str, int, int]:
+    """The sort key of pids: node name, incarnation, number; the same order on every node."""
+    return (pid.node, pid.incarnation, pid.number)
+
+
 class Ref(Record):
     """A value that is unique in the cluster. Identifies a request, a monitor or a subscription."""
 

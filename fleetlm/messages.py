@@ -338,6 +338,23 @@ class Crash(Record):
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
 
 
+@message("fleetlm.cron_slot")
+class CronSlot(Record):
+    """What the target of a cron job gets; see `Node.cron`.
+
+    Attributes:
+        name: of the job.
+        at: the time of the slot, in the time zone of the job.
+        epoch: of the run of the job: a fencing token, see `Process.epoch`.
+        late_s: seconds by which the slot begins late.
+    """
+
+    name: str
+    at: datetime
+    epoch: int
+    late_s: float
+
+
 @message("fleetlm.name_lost")
 class NameLost(Record):
     """Two processes claimed one cluster-wide name, and the other one, ``winner``, keeps it.

@@ -34,6 +34,7 @@ from fleetlm.blocking import forks
 from fleetlm.directory.tables import SharedTable
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
+from fleetlm.leaders.offers import OffersLeaders
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.telling import told
@@ -82,7 +83,7 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[[], Any])
 
 
-class Node:
+class Node(OffersLeaders):
     """One running node. Made by `Node.start`, never by the constructor.
 
     ::

@@ -74,6 +74,21 @@ class Process(RunningProcess):
         """The name under which this process is registered on its node, or None."""
         return self.node.name_of(self.pid)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the singleton that this process is, or was spawned by with a link: a fencing token.
+
+        Each run of a singleton, anywhere in the cluster, has a higher one than the run before. It may grow
+        while the run goes on, so read it for each write that it is to guard. docs/leaders.md says for which
+        failures that holds.
+
+        Raises:
+            RuntimeError: this process does not belong to a singleton that this node offers.
+            NotOwner: the singleton belongs to another node, or to nobody: this process must not act any more,
+                and is about to be killed.
+        """
+        return self.node.singletons._epoch_of(self)  # noqa: SLF001  # hidden from programs
+
     def _note_wait(self, call: Call, now: float) -> None:
         """See `RunningProcess`."""
         services = self._services

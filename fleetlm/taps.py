@@ -34,8 +34,8 @@ OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
 
 
-SAMPLES: Final = 256
-"""Calls, and runs of handlers, that are measured in one tick until fewer are: some milliseconds of work."""
+SAMPLES: Final = 128
+"""Calls, and runs of handlers, that are measured in one tick until fewer are: half a millisecond of work."""
 
 
 class Sampler:
@@ -43,8 +43,9 @@ class Sampler:
 
     To measure one takes a microsecond or two, a third of a fast call. So a busy node measures each second,
     fourth or eighth one, by its number, which is blind to what the program does. One that is measured stands
-    for those between, which is its weight. After each `SAMPLES` in one tick half as many are measured, and
-    with each tick that needed few of them twice as many. Observers want each of them.
+    for those between, which is its weight. After each `SAMPLES` in one tick a quarter as many are measured,
+    so that a sudden load costs little, and with each tick that needed few of them twice as many. Observers
+    want each of them.
     """
 
     __slots__ = ("_measured", "is_exact", "mask", "nth")
@@ -69,7 +70,7 @@ class Sampler:
         self._measured += 1
         if self._measured >= SAMPLES and not self.is_exact:
             self._measured = 0
-            self.mask = 2 * self.mask + 1
+            self.mask = 4 * self.mask + 3
         return weight
 
     def tick(self) -> None:

@@ -26,7 +26,14 @@ API = {
     ],
     "Processes": ["Process", "Call", "Stream", "Pid", "Ref", "Address", "Crash", "ProcessInfo", "Timer"],
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
-    "Entities": ["Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"],
+    "Entities": [
+        *("Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"),
+        *("KindInfo", "HostedInfo", "QuorumInfo"),
+    ],
+    "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
+    "Singletons and cron jobs": [
+        "fleetlm.leaders.offers.OffersLeaders", "fleetlm.leaders.singletons.Singletons", "CronSlot",
+    ],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",

@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # itself and the rooms of the rows above its own; never one of its own row, never one of a row below.
     # Imports for types count: who names a type depends on it.
     ("values",),
-    ("wire", "blocking"),
+    ("wire", "blocking", "stores"),
     ("core", "call", "stream", "transport", "process_pool"),
     ("messaging", "discovery"),
     ("processes",),
@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("entities",),
     ("runtime", "actor"),
     ("threads", "entity"),
-    ("sync", "supervisor"),
+    ("sync", "supervisor", "leaders"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
     ("node_thread", "remote", "testing", "metrics", "tracing", "logs", "llm"),

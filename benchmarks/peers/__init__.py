@@ -119,7 +119,7 @@ def paced(peer: Peer, config: Mapping[str, Any]) -> dict[str, Any]:
 def absent(options: Options) -> list[str]:
     """Return a line for each peer that was asked for and is not installed."""
     return [
-        f"{peer.name} is left out: it is not installed for {peer.python if peer.package else 'this machine'}"
+        f"{peer.name} is left out: it is not installed{' for this Python' if peer.package else ''}"
         for peer in PEERS
         if peer.name.lower() in options.peers and peer.version is None
     ]

@@ -1,9 +1,10 @@
-"""The inference workers of the chat: each node has one model, and all models are one group.
+"""The inference workers of the chat: each node has one model, and some of the conversations.
 
     fleetlm start model:main
 
-A worker may be started and stopped at any time. A new one gets requests as soon as its model is loaded. One
-that is told to leave (SIGTERM) gets no new ones and finishes what it has begun.
+A worker may be started and stopped at any time. A new one gets requests as soon as its model is loaded, and
+its share of the conversations. One that is told to leave (SIGTERM) gets no new ones, finishes what it has
+begun, and hands its conversations over to the others.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from typing import Any
 
-from fleetlm import Actor, Child, Node, Supervisor, handler
+from fleetlm import Actor, Child, Entity, Node, Supervisor, handler
 
 MODELS = "models"
 """The group of all models."""
+SESSIONS = "sessions"
+"""The kind of the conversations."""
 TOKEN_S = float(os.environ.get("CHAT_TOKEN_S", "0.05"))
 """Seconds that the model takes for a token."""
+MAX_TURNS = 200
+"""Turns of a conversation that are kept; a model could not read more."""
 CACHED_SESSIONS = 1_000
 """Conversations whose state a worker keeps: a stand-in for the memory of a GPU."""
 
@@ -85,6 +91,48 @@ def load() -> list[str]:
     return ["You", "said:"]
 
 
-def main(node: Node) -> None:
-    """Run a worker: its model is started again if it crashes."""
+class Session(Entity):
+    """A conversation. It lives on one worker at a time and moves with its turns when that one leaves."""
+
+    async def load(self, state: Any) -> None:
+        """Begin from what was saved, or empty."""
+        self.turns: list[Turn] = list(state or ())
+
+    async def save(self) -> Any:
+        """Return what another worker needs to go on."""
+        return self.turns
+
+    @handler
+    async def say(self, content: str) -> AsyncIterator[dict[str, object]]:
+        """Yield the answer to the next turn, token by token. Further turns wait until it is done.
+
+        A turn is kept when its answer is complete. So one whose client has gone may simply be said again.
+        """
+        turns = [*self.turns, {"role": "user", "content": content}]
+        models = self.node.groups.ref(Model, MODELS, by="sticky", key=self.key)
+        models = models.within(120, idle=30).retrying(4, idempotent=True)
+        tokens: list[str] = []
+        async with models.stream(Model.complete, self.key, turns) as items:
+            async for item in items:
+                if "token" in item:
+                    tokens.append(str(item["token"]))
+                yield item
+        answer = {"role": "assistant", "content": " ".join(tokens)}
+        self.turns = [*turns, answer][-MAX_TURNS:]
+
+    @handler
+    async def read(self) -> list[Turn]:
+        """Return the conversation."""
+        return self.turns
+
+
+async def start(node: Node) -> None:
+    """Start a worker: its model is started again if it crashes."""
     node.spawn(Supervisor([Child("model", Model)]), name="models")
+    await node.entities.host(Session, SESSIONS)
+
+
+async def main(node: Node) -> None:
+    """Run a worker until it is told to leave."""
+    await start(node)
+    await node.wait_stopped()

@@ -2,15 +2,16 @@
 
     uvicorn --workers 2 web:app
 
-Each worker process of uvicorn is a node. It holds no state but which worker had which conversation last.
+Each worker process of uvicorn is a node. It holds no state: the conversations live on the workers, and any
+front end finds each of them by its name.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
-from model import MODELS, Model
+from fastapi import Depends, FastAPI, Path, Request, Response
+from model import MODELS, SESSIONS, Model, Session
 from pydantic import BaseModel, Field
 
 from fleetlm import FleetError, Node, asgi
@@ -19,6 +20,7 @@ app = FastAPI(title="chat", lifespan=asgi.lifespan())
 asgi.install(app)  # errors of the cluster become status codes
 
 WorkerNode = Annotated[Node, Depends(asgi.current_node)]
+SessionName = Annotated[str, Path(min_length=1, max_length=100)]
 
 
 class Turn(BaseModel):
@@ -28,10 +30,16 @@ class Turn(BaseModel):
     content: str = Field(min_length=1, max_length=10_000)
 
 
-class Conversation(BaseModel):
-    """The whole conversation: a worker that has not seen it yet can answer as well, only more slowly."""
+class Said(BaseModel):
+    """What a user says in a conversation, which goes on where it was."""
 
     session: str = Field(min_length=1, max_length=100)
+    content: str = Field(min_length=1, max_length=10_000)
+
+
+class Conversation(BaseModel):
+    """A conversation as the client has it."""
+
     turns: list[Turn] = Field(min_length=1, max_length=100)
 
     @property
@@ -41,15 +49,21 @@ class Conversation(BaseModel):
 
 
 @app.post("/chat")
-async def chat(conversation: Conversation, node: WorkerNode) -> Response:
+async def chat(said: Said, node: WorkerNode) -> Response:
     """Stream the answer as server-sent events.
 
-    The worker that had this conversation last gets it again, as long as it is there. If that worker cannot
-    take it, another one does: an answer that has not begun may begin anywhere.
+    The conversation is found wherever it lives. While it moves to another worker the answer waits, and an
+    answer that has not begun may begin anywhere.
     """
-    models = node.groups.ref(Model, MODELS, by="sticky", key=conversation.session)
-    models = models.within(120, idle=30).retrying(4, idempotent=True)
-    return asgi.sse(models.stream(Model.complete, conversation.session, conversation.plain), ids=True)
+    sessions = node.entities.ref(Session, SESSIONS)
+    return asgi.sse(sessions[said.session].within(idle=30).stream(Session.say, said.content), ids=True)
+
+
+@app.get("/sessions/{session}")
+async def read(session: SessionName, node: WorkerNode) -> list[dict[str, str]]:
+    """Return a conversation."""
+    sessions = node.entities.ref(Session, SESSIONS)
+    return await sessions[session].within(10).call(Session.read)
 
 
 @app.post("/title")

@@ -97,8 +97,8 @@ top-level `await` work; an awaitable result is awaited. Without EXPR, open an in
   fleetlm remote --node 4371 "Node.info()"      one of several nodes of this machine, by its port; also by its
                                                 slot (--node 1) or name (--node fleetlm@10.0.0.7:4371)
 
-Available names: Node, Process, Supervisor, Group, Registry, node (the running fleetlm.Node), fleetlm,
-asyncio. EXPR runs on the node's event loop, so an expression that blocks (time.sleep, a long
+Available names: Node, Process, Supervisor, Group, Registry, Entities, node (the running fleetlm.Node),
+fleetlm, asyncio. EXPR runs on the node's event loop, so an expression that blocks (time.sleep, a long
 computation) blocks the node as well: use `await node.run_blocking(...)` for such work. Only the user
 that runs the node, and root, may connect.
 

@@ -5,6 +5,10 @@ private use that is allowed, with a warning. Any other address may be reached fr
 there the node does not start unless `Settings.insecure` allows it. It does not matter why the node has an
 address; a node that only this machine can reach is not warned about.
 
+A node that listens at all addresses of its machine (FLEETLM_BIND=*) may get a public one after its start. It
+goes on running, and refuses the connections that come to such an address (`refuse_exposed`), from the first
+one on. Which addresses there are by then is told too (`discovery.address_watch`).
+
 What nobody can see here: a private address may be forwarded from a public one (NAT, a load balancer, the
 public address of a virtual machine). The warning says so.
 
@@ -15,7 +19,7 @@ allowed, because three variables are the whole set-up there.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from fleetlm.errors import SettingsError
@@ -78,6 +82,30 @@ def check_exposure(settings: Settings, ips: Sequence[str]) -> None:
         f"Either {MAKE_ONE}; or use an address of a private network (FLEETLM_NODE_IP, FLEETLM_BIND). "
         "FLEETLM_INSECURE=1 starts the node all the same.",
     )
+
+
+def refuse_exposed(settings: Settings, listening: Sequence[str]) -> Callable[[str], str | None] | None:
+    """Return what decides whether a connection is refused for the address at which it arrived.
+
+    Args:
+        settings: as for `check_exposure`.
+        listening: the addresses at which the node listens. Those that stand there were checked at the start.
+
+    Returns:
+        A function from that address to the reason, or to None if the connection may stay. None: all may.
+    """
+    if settings.cookie is not None or settings.insecure or EVERYWHERE not in listening:
+        return None
+
+    def refuse(ip: str) -> str | None:
+        if is_private(ip):
+            return None
+        return (
+            f"it came to {ip}, which this machine has got since the node started and which may be reached "
+            f"from the Internet, and there is no cookie; {MAKE_ONE}"
+        )
+
+    return refuse
 
 
 def describe_exposure(settings: Settings, ips: Sequence[str]) -> str | None:

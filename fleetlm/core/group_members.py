@@ -4,49 +4,26 @@ A group may have 10,000 members of which some join and leave each second, and a 
 request. So the order is never made anew: each node's members are a *block*, a list sorted by number, and the
 blocks are sorted by the node's name. A join and a leave change one block, and the loss of a node drops one
 block, however many members it has. A process that joined several times stands as often in its block.
+
+The rings for picks with a key (`core.rings`) are made at the first of them, and change with the members from
+then on. They are dropped if the members have changed more than twice over since the last such pick: to make
+them anew costs less than that.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import accumulate, chain
 
-from fleetlm.ids import Pid
+from fleetlm.core.rings import Rings
+from fleetlm.ids import Pid, pid_order
 
-LANE_BYTES = 16
-"""Twice the size of a seed; see `rendezvous`."""
+Block = list[Pid]
+"""The members on one node, of one incarnation, sorted by number; never empty."""
 
-
-class Block(list[Pid]):
-    """The members on one node, of one incarnation, sorted by number; never empty.
-
-    Attributes:
-        lanes: the seeds of the members for `rendezvous`, in 16 bytes each; empty until they are needed.
-    """
-
-    __slots__ = ("lanes",)
-
-    def __init__(self, pids: Iterable[Pid] = ()) -> None:
-        super().__init__(pids)
-        self.lanes: bytes = b""
-
-
-def hash_of(data: bytes, size_bytes: int) -> bytes:
-    """Hash bytes to so many bytes, the same on every node."""
-    import hashlib  # noqa: PLC0415  # it loads OpenSSL, and most programs pick without a key
-
-    return hashlib.blake2b(data, digest_size=size_bytes).digest()
-
-
-def lane_of(pid: Pid) -> bytes:
-    """Return the seed of a member, with room for the upper half of a product."""
-    return hash_of(str(pid).encode(), LANE_BYTES // 2) + bytes(LANE_BYTES // 2)
-
-
-def pid_order(pid: Pid) -> tuple[str, int, int]:
-    """The sort key of members: node name, incarnation, number; the same order on every node."""
-    return (pid.node, pid.incarnation, pid.number)
+_SPARED = 100
+"""Changes after which the rings of a small group are kept all the same."""
 
 
 class Members:
@@ -58,7 +35,7 @@ class Members:
         processes: how many processes are members.
     """
 
-    __slots__ = ("_nodes", "blocks", "joins", "processes")
+    __slots__ = ("_ends", "_nodes", "_rings", "_unused", "blocks", "joins", "processes")
 
     def __init__(self, pids: Iterable[Pid] = ()) -> None:
         self.blocks: list[Block] = []
@@ -66,8 +43,21 @@ class Members:
         self.processes: int = 0
         self._nodes: list[str] = []
         """Name of the node of each block, in the same order."""
+        self._ends: list[int] = []
+        """For each block, how many memberships there are up to its end; empty after a change."""
+        self._rings: Rings | None = None
+        self._unused = 0
+        """Changes of the rings since the last use."""
         for pid in pids:
             self.add(pid)
+
+    @classmethod
+    def of(cls, blocks: list[Block]) -> Members:
+        """Return some of the members of a group, which are only picked from: nothing is added or removed."""
+        members = cls()
+        members.blocks = blocks
+        members.joins = sum(map(len, blocks))
+        return members
 
     def __iter__(self) -> Iterator[Pid]:
         return chain.from_iterable(self.blocks)
@@ -86,30 +76,48 @@ class Members:
         at = bisect_left(block, pid.number, key=_number)
         return at < len(block) and block[at] == pid
 
+    def rings(self) -> Rings:
+        """Return the rings for picks with a key; there must be a member."""
+        if self._rings is None:
+            self._rings = Rings(self if self.joins == self.processes else dict.fromkeys(self))
+        self._unused = 0
+        return self._rings
+
+    def at(self, index: int) -> Pid:
+        """Return the member at an index."""
+        ends = self._ends
+        if not ends:
+            ends = self._ends = [*accumulate(map(len, self.blocks))]
+        at = bisect_right(ends, index)
+        return self.blocks[at][index - ends[at]]
+
     def add(self, pid: Pid) -> None:
         """Enter a membership."""
         at = bisect_left(self._nodes, pid.node)
         if at == len(self._nodes) or self._nodes[at] != pid.node:
             self._nodes.insert(at, pid.node)
-            self.blocks.insert(at, Block())
+            self.blocks.insert(at, [])
         block = self.blocks[at]
-        self.processes += not _times(block, pid)
-        at = bisect_right(block, pid.number, key=_number)
-        block.insert(at, pid)
-        if block.lanes:
-            at *= LANE_BYTES
-            block.lanes = b"".join((block.lanes[:at], lane_of(pid), block.lanes[at:]))
+        if not _times(block, pid):
+            self.processes += 1
+            rings = self._changed_rings()
+            if rings is not None:
+                rings.add(pid)
+        block.insert(bisect_right(block, pid.number, key=_number), pid)
         self.joins += 1
+        self._ends = []
 
     def remove(self, pid: Pid) -> None:
         """Take back one membership, which must exist."""
         block = self.block(pid.node)
-        at = bisect_left(block, pid.number, key=_number)
-        del block[at]
-        at *= LANE_BYTES
-        block.lanes = block.lanes[:at] + block.lanes[at + LANE_BYTES :]
+        del block[bisect_left(block, pid.number, key=_number)]
         self.joins -= 1
-        self.processes -= not _times(block, pid)
+        self._ends = []
+        if not _times(block, pid):
+            self.processes -= 1
+            rings = self._changed_rings()
+            if rings is not None:
+                rings.remove(pid)
         if not block:
             self._drop(pid.node)
 
@@ -118,9 +126,21 @@ class Members:
         block = self.block(node)
         if block:
             once = self.joins == self.processes  # No process has joined twice: no need to look.
-            self.processes -= len(block) if once else len({pid.number for pid in block})
+            pids = block if once else [*dict.fromkeys(block)]
+            self.processes -= len(pids)
             self.joins -= len(block)
+            self._ends = []
+            rings = self._changed_rings(len(pids))
+            if rings is not None:
+                rings.remove_node(pids)
             self._drop(node)
+
+    def _changed_rings(self, changes: int = 1) -> Rings | None:
+        """Return the rings, which are about to change, if they are to be kept."""
+        self._unused += changes
+        if not self.processes or self._unused > 2 * self.processes + _SPARED:
+            self._rings = None
+        return self._rings
 
     def _drop(self, node: str) -> None:
         at = bisect_left(self._nodes, node)
@@ -137,15 +157,6 @@ def after(last: Pid, blocks: list[Block]) -> Pid:
             return block[within]
         at += 1
     return blocks[at % len(blocks)][0]
-
-
-def at_index(index: int, blocks: list[Block]) -> Pid:
-    """Return the member at an index of all blocks together."""
-    for block in blocks:
-        if index < len(block):
-            return block[index]
-        index -= len(block)
-    raise IndexError(index)
 
 
 def _number(pid: Pid) -> int:

@@ -21,6 +21,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, Final
 
+from fleetlm.core.shard_table import MAX_DIFFERING
 from fleetlm.escapes import escape
 
 Part = dict[str, Any]
@@ -32,6 +33,7 @@ LIMITS: Final[dict[str, int]] = {
     "trees": 200,
     "groups": 100,
     "names": 200,
+    "kinds": 64,
     "stalled": 20,
     "events": 100,
 }
@@ -42,6 +44,7 @@ LEAST: Final[dict[str, int]] = {
     "trees": 10,
     "groups": 10,
     "names": 10,
+    "kinds": 10,
     "stalled": 3,
     "events": 10,
 }
@@ -135,7 +138,7 @@ def cut(part: Part, nodes: int, *, for_peer: bool) -> Part:
     kept, dropped = trim_trees(trees, rows)
     found["trees"] = kept
     _count(left_out, "trees", dropped)
-    for what, items in (("groups", groups), ("names", part["names"])):
+    for what, items in (("groups", groups), ("names", part["names"]), ("kinds", part["kinds"])):
         found[what] = dict(_shorten(list(items.items()), what, nodes, left_out))
     found["stalled"] = _shorten(part["stalled"], "stalled", nodes, left_out)
     found["events"] = part["events"][-limit_of("events", nodes) :]
@@ -257,6 +260,13 @@ _BRANCH = _row(
     pid=_text, name=_text, runs=_text, state=_text, restart=_text, restarts=_count_of, restarted=_count_of,
     local=_flag,
 )  # fmt: skip
+_KIND = _row(
+    shards=_count_of, unowned=_count_of, hosts=_count_of, differing=_map(_count_of, MAX_DIFFERING),
+    is_hosted=_flag, runs=_text, owned=_count_of, moving=_count_of, alive=_count_of, live=_count_of,
+    kept_bytes=_count_of, max_kept_bytes=_count_of, activated=_count_of, fenced=_count_of,
+    handed_over=_count_of, taken=_count_of, stayed=_count_of,
+    quorum=_or_none(_row(expected=_count_of, seen=_count_of, holds=_flag)),
+)  # fmt: skip
 
 
 def _trees(value: Any) -> list[Part]:
@@ -285,6 +295,7 @@ _PART = _row(
     trees=_trees,
     groups=_map(_row(members=_list(_text, MEMBERS), count=_count_of), LIMITS["groups"]),
     names=_map(_text, LIMITS["names"]),
+    kinds=_map(_KIND, LIMITS["kinds"]),
     counters=_COUNTS, tables=_COUNTS,
     stalled=_list(_text, LIMITS["stalled"]),
     events=_list(_row(wall_ms=_count_of, kind=_text, text=_text), LIMITS["events"]),

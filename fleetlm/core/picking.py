@@ -8,11 +8,11 @@ key: a session must not move for a moment's pause. A request that is repeated pa
 it has failed, and before that all members on their nodes, as long as there are others (`Tried`).
 
 The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group; ``key``,
-rendezvous hashing, so that equal keys go to the same member on every node; ``sticky``, the member that the
-key went to last, as this node remembers it, and for a new key the one that ``key`` picks; ``least_loaded``,
-the fewest outstanding requests of this node, ties by chance; in a group of more than `MOST_COMPARED` members,
-the fewest among `CHOSEN` of them by chance; ``two_choices``, the less loaded of two that chance has chosen;
-and a function of the program that scores them (`Wanted`).
+consistent hashing (`core.rings`), so that equal keys go to the same member on every node; ``sticky``, the
+member that the key went to last, as this node remembers it, and for a new key the one that ``key`` picks;
+``least_loaded``, the fewest outstanding requests of this node, ties by chance; in a group of more than
+`MOST_COMPARED` members, the fewest among `CHOSEN` of them by chance; ``two_choices``, the less loaded of two
+that chance has chosen; and a function of the program that scores them (`Wanted`).
 
 Source: M. Mitzenmacher, "The power of two choices in randomized load balancing", 1996: the least loaded of a
 few that were chosen by chance is nearly the least loaded of all; differs: more than two.
@@ -22,13 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from fleetlm.core.draining import Step
-from fleetlm.core.group_members import Block, Members, after, at_index
+from fleetlm.core.group_members import Block, Members, after
 from fleetlm.core.member_loads import MemberInfo
-from fleetlm.core.rendezvous import Key, digest_of, rendezvous
+from fleetlm.core.rings import Key, Probes, digest_of, probes_of
 from fleetlm.errors import NoMember
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
@@ -53,8 +52,15 @@ MOST_COMPARED = 128
 """In larger groups ``least_loaded`` does not compare all members, which takes half a microsecond for each."""
 CHOSEN = 32
 """Members that ``least_loaded`` compares in larger groups."""
+MANY = 1_280
+"""In groups of so many members chance looks for some that are wanted (``where``) before all are looked at."""
+MOST_DRAWN = 640
+"""Members that are drawn for that: enough where a tenth is wanted."""
 
-_Rule = Callable[[list[Block]], "Pid"]
+STICKY_BYTES = 16
+"""Of the digest of a key are remembered: enough to tell keys apart."""
+
+_Rule = Callable[[Members], "Pid"]
 
 
 class Wanted(Record):
@@ -187,30 +193,71 @@ class Picker:
             TypeError: the key is not a str, bytes or int.
         """
         check_rule(by, key, wanted)
-        blocks = members.blocks
-        if wanted.where is not None:
-            blocks = self._only(group, wanted, blocks)
-        if not blocks:
-            raise NoMember(group, "" if wanted.where is None else f"with {SHORT.repr(dict(wanted.where))}")
-        if key is None:
-            chosen = self._choose(self._make_rule(group, members, by, wanted), blocks, tried)
-            if by == "round_robin":
-                self._last[group] = chosen
-            told = getattr(wanted.score, "picked", None)
-            if told is not None:
-                told(chosen)
-            return chosen
+        if key is not None:
+            return self._pick_by_key(group, members, key, tried, wanted, is_sticky=by == "sticky")
+        rule = self._make_rule(group, members, by, wanted)
+        chosen = None
+        if wanted.where is not None and by != "round_robin" and members.joins >= MANY:
+            enough = 1 if by == "random" and wanted.score is None else CHOSEN
+            chosen = self._choose_of_some(rule, members, tried, group, wanted, enough)
+        if chosen is None:
+            if wanted.where is not None:
+                members = self._only(group, wanted, members)
+            if not members:
+                raise _no_member(group, wanted)
+            chosen = self._choose(rule, members, tried)
+        if by == "round_robin":
+            self._last[group] = chosen
+        told = getattr(wanted.score, "picked", None)
+        if told is not None:
+            told(chosen)
+        return chosen
+
+    def _pick_by_key(
+        self, group: str, members: Members, key: Key, tried: Tried | None, wanted: Wanted, *, is_sticky: bool
+    ) -> Pid:
+        """Apply ``key``, or ``sticky``."""
+        if not members:
+            raise _no_member(group, wanted)
         digest = digest_of(key)
-        rule = partial(rendezvous, digest)
-        if by == "key":
-            return self._choose(rule, blocks, tried, keeps_busy=True)
-        now = self._clock()
-        kept = self._sticky.find(group, digest, now)
+        if not is_sticky:
+            return self._owner(group, members, probes_of(digest), tried, wanted)
+        now, kept_digest = self._clock(), digest[:STICKY_BYTES]
+        kept = self._sticky.find(group, kept_digest, now)
         is_lost = kept is None or not members.has(kept) or not self._is_wanted(group, kept, wanted)
         if kept is None or is_lost or self._is_passed_over(kept, tried, keeps_busy=True):
-            kept = self._choose(rule, blocks, tried, keeps_busy=True)
-        self._sticky.keep(group, digest, kept, now)
+            kept = self._owner(group, members, probes_of(digest), tried, wanted)
+        self._sticky.keep(group, kept_digest, kept, now)
         return kept
+
+    def _owner(
+        self, group: str, members: Members, probes: Probes, tried: Tried | None, wanted: Wanted
+    ) -> Pid:
+        """Return the member to which a key belongs, of those to prefer. Raises: NoMember: none is wanted."""
+        rings = members.rings()
+        owner = rings.nearest(probes)
+        if self._is_wanted(group, owner, wanted) and not self._is_passed_over(owner, tried, keeps_busy=True):
+            return owner
+        for may in self._suitable(group, tried, wanted):
+            found = rings.nearest_of(probes, may)
+            if found is not None:
+                return found
+        raise _no_member(group, wanted)
+
+    def _suitable(self, group: str, tried: Tried | None, wanted: Wanted) -> Iterator[Callable[[Pid], bool]]:
+        """Yield which members to prefer, the best ones first, in the order of `_preferred`."""
+        fresh: list[Callable[[Pid], bool]] = [lambda _: True]
+        if tried is not None:
+            nodes, pids = tried.nodes, tried.pids
+            fresh = [lambda pid: pid.node not in nodes, lambda pid: pid not in pids, *fresh]
+        for is_fresh in fresh:
+            for step in Step:
+                yield partial(self._suits, group, wanted, is_fresh, step)
+
+    def _suits(
+        self, group: str, wanted: Wanted, is_fresh: Callable[[Pid], bool], most: Step, pid: Pid
+    ) -> bool:
+        return is_fresh(pid) and self._drain_step(pid.node) <= most and self._is_wanted(group, pid, wanted)
 
     def candidates(self, group: str, members: Members, wanted: Wanted) -> Iterator[Pid]:
         """Return the members that are wanted."""
@@ -223,35 +270,51 @@ class Picker:
     def _is_wanted(self, group: str, pid: Pid, wanted: Wanted) -> bool:
         return wanted.where is None or wanted.fits(self._known.meta(group, pid))
 
-    def _only(self, group: str, wanted: Wanted, blocks: list[Block]) -> list[Block]:
+    def _only(self, group: str, wanted: Wanted, members: Members) -> Members:
         """Return the members that are wanted."""
         meta = self._known.meta
-        found = [Block(pid for pid in block if wanted.fits(meta(group, pid))) for block in blocks]
-        return [block for block in found if block]
+        found = [[pid for pid in block if wanted.fits(meta(group, pid))] for block in members.blocks]
+        return Members.of([block for block in found if block])
 
-    def _choose(
-        self, rule: _Rule, blocks: list[Block], tried: Tried | None, *, keeps_busy: bool = False
-    ) -> Pid:
+    def _choose_of_some(
+        self, rule: _Rule, members: Members, tried: Tried | None, group: str, wanted: Wanted, count: int
+    ) -> Pid | None:
+        """Apply a rule to so many members of a large group that chance has found and that are wanted.
+
+        Returns:
+            None if chance has not found so many soon, or the rule has found one to pass over.
+        """
+        found: dict[Pid, None] = {}
+        for _ in range(MOST_DRAWN):
+            pid = self._any(members)
+            if pid not in found and self._is_wanted(group, pid, wanted):
+                found[pid] = None
+                if len(found) == count:
+                    chosen = rule(Members(found))
+                    return None if self._is_passed_over(chosen, tried) else chosen
+        return None
+
+    def _choose(self, rule: _Rule, members: Members, tried: Tried | None) -> Pid:
         """Apply a rule to all members, and again to those that are left if it has found one to pass over."""
-        chosen = rule(blocks)
-        if not self._is_passed_over(chosen, tried, keeps_busy):
+        chosen = rule(members)
+        if not self._is_passed_over(chosen, tried):
             return chosen
-        return rule(next(filter(None, self._preferred(blocks, tried, keeps_busy)), blocks))
+        blocks = members.blocks
+        return rule(Members.of(next(filter(None, self._preferred(blocks, tried)), blocks)))
 
-    def _is_passed_over(self, pid: Pid, tried: Tried | None, keeps_busy: bool) -> bool:
+    def _is_passed_over(self, pid: Pid, tried: Tried | None, *, keeps_busy: bool = False) -> bool:
         if self._drain_step(pid.node) or (tried is not None and pid.node in tried.nodes):
             return True
         return not keeps_busy and self._known.is_busy(pid.node)
 
-    def _preferred(self, blocks: list[Block], tried: Tried | None, keeps_busy: bool) -> Iterator[list[Block]]:
+    def _preferred(self, blocks: list[Block], tried: Tried | None) -> Iterator[list[Block]]:
         """Yield the members to prefer, the best ones first; some of these lists may be empty."""
         tried = tried or _NOTHING_TRIED
         fresh = [block for block in blocks if block[0].node not in tried.nodes]
-        if not keeps_busy:
-            is_busy = self._known.is_busy
-            yield next(self._by_step([block for block in fresh if not is_busy(block[0].node)]))
+        is_busy = self._known.is_busy
+        yield next(self._by_step([block for block in fresh if not is_busy(block[0].node)]))
         yield from self._by_step(fresh)
-        left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
+        left = [[pid for pid in block if pid not in tried.pids] for block in blocks]
         yield from self._by_step([block for block in left if block])
 
     def _by_step(self, blocks: list[Block]) -> Iterator[list[Block]]:
@@ -270,12 +333,15 @@ class Picker:
         if by == "least_loaded":
             return partial(self._least_loaded, members.joins == members.processes)
         last = self._last.get(group) if by == "round_robin" else None
-        return self._any if last is None else partial(after, last)
+        return self._any if last is None else partial(self._after, last)
 
-    def _any(self, blocks: list[Block]) -> Pid:
-        return at_index(self._rng.randrange(sum(map(len, blocks))), blocks)
+    def _any(self, members: Members) -> Pid:
+        return members.at(self._rng.randrange(members.joins))
 
-    def _least_loaded(self, is_once: bool, blocks: list[Block]) -> Pid:
+    def _after(self, last: Pid, members: Members) -> Pid:
+        return after(last, members.blocks)
+
+    def _least_loaded(self, is_once: bool, members: Members) -> Pid:
         """Return one of the members with the smallest load, each with the same chance.
 
         No load is below 0. So a member without any, found by chance, is one of them, and where many are
@@ -284,44 +350,47 @@ class Picker:
         """
         if is_once:
             for _ in range(IDLE_TRIES):
-                pid = self._any(blocks)
+                pid = self._any(members)
                 if self._load(pid) == 0:
                     return pid
-        members = self._compared(blocks)
-        loads = [self._load(pid) for pid in members]
+        compared = self._compared(members)
+        loads = [self._load(pid) for pid in compared]
         least = min(loads)
-        return self._rng.choice([pid for pid, load in zip(members, loads, strict=True) if load == least])
+        return self._rng.choice([pid for pid, load in zip(compared, loads, strict=True) if load == least])
 
-    def _compared(self, blocks: list[Block]) -> list[Pid]:
+    def _compared(self, members: Members) -> list[Pid]:
         """Return the members that are compared: all, or of many some that chance has chosen; each once."""
-        joins = sum(map(len, blocks))
+        joins = members.joins
         if joins <= MOST_COMPARED:
-            return [*dict.fromkeys(chain.from_iterable(blocks))]
-        chosen = self._rng.sample(range(joins), CHOSEN)
-        return [*dict.fromkeys(at_index(index, blocks) for index in chosen)]
+            return [*dict.fromkeys(members)]
+        return [*dict.fromkeys(map(members.at, self._rng.sample(range(joins), CHOSEN)))]
 
-    def _lightest(self, group: str, blocks: list[Block]) -> Pid:
+    def _lightest(self, group: str, members: Members) -> Pid:
         """Return one of the members with the smallest load, by what they report and what waits at them."""
-        return self._least_of(group, self._compared(blocks))
+        return self._least_of(group, self._compared(members))
 
-    def _two_choices(self, group: str, blocks: list[Block]) -> Pid:
+    def _two_choices(self, group: str, members: Members) -> Pid:
         """Return the less loaded of two members that chance has chosen."""
-        joins = sum(map(len, blocks))
+        joins = members.joins
         first, second = self._rng.sample(range(joins), 2) if joins > 1 else (0, 0)
-        return self._least_of(group, [*dict.fromkeys((at_index(first, blocks), at_index(second, blocks)))])
+        return self._least_of(group, [*dict.fromkeys((members.at(first), members.at(second)))])
 
     def _least_of(self, group: str, pids: list[Pid]) -> Pid:
         loads = self._known.loads(group, pids)
         least = min(loads)
         return self._rng.choice([pid for pid, load in zip(pids, loads, strict=True) if load == least])
 
-    def _best(self, group: str, score: Score, blocks: list[Block]) -> Pid:
+    def _best(self, group: str, score: Score, members: Members) -> Pid:
         """Return one of the members with the highest score, each with the same chance; NaN is below all."""
-        infos = self._known.describe(group, self._compared(blocks))
+        infos = self._known.describe(group, self._compared(members))
         scores = [score(info) for info in infos]
         highest = max((each for each in scores if each == each), default=None)  # noqa: PLR0124  # not NaN
         best = [info.pid for info, each in zip(infos, scores, strict=True) if each == highest]
         return self._rng.choice(best or [info.pid for info in infos])
+
+
+def _no_member(group: str, wanted: Wanted) -> NoMember:
+    return NoMember(group, "" if wanted.where is None else f"with {SHORT.repr(dict(wanted.where))}")
 
 
 def check_rule(by: By, key: Key | None, wanted: Wanted = ANY) -> None:

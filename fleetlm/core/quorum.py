@@ -269,6 +269,14 @@ class Lease:
         self._since.clear()
         return True
 
+    def seen(self, now: float) -> int:
+        """Return how many members, this node included, have acknowledged it within a lease."""
+        return sum(now < beat.sent_at + self._lease_s for beat in self._acknowledged.values())
+
+    def holds(self, now: float) -> bool:
+        """Whether the lease lasts."""
+        return now < self.until
+
     def serves(self, shard: int, now: float) -> bool:
         """Whether this node may serve a shard."""
         since = self._since.get(shard)

@@ -11,8 +11,9 @@ for as many hosts as the remainder says.
 
 Both run on the event loop: a plan for 4,096 shards and 64 hosts takes some 20 ms.
 
-Source: Thaler and Ravishankar for the ranking (`core.shard_ranking`); Mirrokni, Thorup and Zadimoghaddam,
-"Consistent hashing with bounded loads", for the share; differs: what has an owner stays where it is.
+Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998, for the ranking
+(`core.shard_ranking`); Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", for the
+share; differs: what has an owner stays where it is.
 """
 
 from __future__ import annotations

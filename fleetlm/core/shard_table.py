@@ -44,8 +44,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from typing import Any, NamedTuple
 
-from fleetlm.core.group_members import hash_of
 from fleetlm.core.name_table import MAX_NODE_LENGTH
+from fleetlm.core.rings import hash_of
 from fleetlm.core.shard_ranking import factor_of, score
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
@@ -56,6 +56,8 @@ MAX_SHARDS = 4_096
 """Shards of one kind: their claims fit into one fact with room to spare."""
 MAX_KINDS = 64
 """Kinds that one node hosts."""
+MAX_DIFFERING = 5
+"""Hosts of one kind that cut it into another number of shards, and are named to people."""
 MAX_PIECE_CLAIMS = 6_000
 """Claims in one fact of a snapshot: some 120 KiB. The first facts leave before anything else is sent."""
 EPOCH_END = 1 << 63
@@ -226,6 +228,12 @@ class ShardTable:
             for shard in range(self.shards(kind))
             if shard not in known.owners and shard not in known.expected
         ]
+
+    def count_unowned(self, kind: str) -> int:
+        """Return how many shards nobody owns, as this node sees it, and were not passed to a host."""
+        known = self._kinds.get(kind, _NO_KIND)
+        expected = sum(shard not in known.owners for shard in known.expected)
+        return max(0, known.shards - len(known.owners) - expected)
 
     def own_keys(self) -> KeysView[str]:
         """Return the kinds that this node hosts."""

@@ -17,12 +17,12 @@ retry predicate; differs: whether a request may be repeated is known from its er
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.core.picking import ANY, Picker, Tried, Wanted, check_rule
 from fleetlm.errors import FleetError, NotDelivered, OutcomeUnknown
+from fleetlm.messaging.repeated_source import RepeatedSource
 from fleetlm.messaging.retries import check_attempts
 from fleetlm.records import Record
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
     from fleetlm.core.group_table import GroupTable
     from fleetlm.core.picking import By
-    from fleetlm.core.rendezvous import Key
+    from fleetlm.core.rings import Key
     from fleetlm.ids import Pid
     from fleetlm.messaging.retries import Course, Retries
     from fleetlm.settings import Settings
@@ -168,8 +168,8 @@ class Search:
         return True
 
 
-class GroupSource:
-    """A stream from any member of a group; implements `stream.Source`.
+class GroupSource(RepeatedSource):
+    """A stream from any member of a group.
 
     Args:
         calls: pick members, and send to them.
@@ -179,10 +179,7 @@ class GroupSource:
         idle_s: seconds that it may pause; see `Node.stream`.
     """
 
-    __slots__ = (
-        "_calls", "_failure", "_has_item", "_idle_s", "_is_closed", "_message", "_next", "_request",
-        "_search", "_source", "_timeout_s", "items", "take",
-    )  # fmt: skip
+    __slots__ = ("_calls", "_idle_s", "_message", "_request", "_search", "_timeout_s")
 
     def __init__(
         self,
@@ -192,57 +189,22 @@ class GroupSource:
         timeout_s: float | None,
         idle_s: float | None,
     ) -> None:
+        super().__init__()
         self._calls = calls
         self._request = request
         self._message = message
         self._timeout_s = timeout_s
         self._idle_s = idle_s
         self._search: Search | None = None
-        """None until the first item is waited for."""
-        self._source: Source | None = None
-        """The stream of the member that is asked now."""
-        self._has_item = False
-        """Whether an item has come: no other member is asked after that."""
-        self._is_closed = False
-        self._failure: FleetError | None = None
-        self._next: deque[Any] = deque()
-        """The next item, for a moment: the others stay with their source, which gives the producer credit."""
-        self.items: Sized = self._next
-        self.take: Callable[[], Any] = self._next.popleft
 
-    async def wait(self) -> bool:
-        """See `Source`. Raises: as `Groups.stream`."""
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        while not self._is_closed:
-            try:
-                source = self._source or self._open()
-                if not await source.wait():
-                    return False
-                self._has_item = True
-                self._next.append(source.take())
-            except (NotDelivered, OutcomeUnknown) as error:
-                if self._has_item or self._search is None or self._is_closed:
-                    raise
-                self._source = None
-                if not await self._search.goes_on(error):
-                    self._failure = error
-                    raise
-            else:
-                return True
-        return False
-
-    def close(self) -> None:
-        """See `Source`."""
-        self._is_closed = True
-        self._next.clear()
-        if self._source is not None:
-            self._source.close()
-
-    def _open(self) -> Source:
+    async def open(self) -> Source:
+        """Pick a member."""
         if self._search is None:
             self._search = self._calls.begin(self._request, self._timeout_s)
         timeout_s = None if self._timeout_s is None else self._search.course.left_s
         pid = self._search.pick()
-        self._source = self._calls.sender.source(pid, self._message, timeout_s, self._idle_s)
-        return self._source
+        return self._calls.sender.source(pid, self._message, timeout_s, self._idle_s)
+
+    async def goes_on(self, error: NotDelivered | OutcomeUnknown) -> bool:
+        """See `Search.goes_on`."""
+        return self._search is not None and await self._search.goes_on(error)

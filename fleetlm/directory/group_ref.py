@@ -12,7 +12,7 @@ from fleetlm.core.picking import Wanted
 
 if TYPE_CHECKING:
     from fleetlm.core.picking import Score
-    from fleetlm.core.rendezvous import Key
+    from fleetlm.core.rings import Key
     from fleetlm.directory.group_calls import GroupCalls, GroupRequest
     from fleetlm.stream import Stream
 

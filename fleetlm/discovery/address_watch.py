@@ -1,16 +1,19 @@
 """Looks again, at each DNS answer, whether the address and the port of this node are right.
 
 Both are fixed when the node starts, and may turn out to be wrong: DNS lists this machine under another
-address, the address has gone from this machine, or an SRV record names another port for it. What follows from
-that is decided in `runtime.assembly`.
+address, the address has gone from this machine, or an SRV record names another port for it. A node without
+a cookie that listens at all addresses may also come to listen at a public one. What follows from that is
+decided in `runtime.assembly`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from fleetlm.core.dns_answers import list_hosts
+from fleetlm.core.exposure import MAKE_ONE
+from fleetlm.discovery.interfaces import InterfaceAddress, local_addresses
 from fleetlm.discovery.own_address import (
     HasAddress,
     OwnAddress,
@@ -40,10 +43,11 @@ class Verdict(enum.Enum):
     MOVED = "this machine has another address, which DNS lists, or which leads to the peers"
     GONE = "this machine does not have the address any more"
     OTHER_PORT = "DNS lists this node's address with other ports only"
+    EXPOSED = "this node listens at an address of the Internet now, and has no cookie"
 
 
 class AddressProblem(Record):
-    """This node's address or its port is wrong.
+    """This node's address or its port is wrong, or it has no cookie and a public address.
 
     Attributes:
         verdict: what was found.
@@ -66,6 +70,9 @@ class AddressWatch:
         observe: looks at this machine's addresses.
         route_to: returns the local address from which packets to a peer leave, or None.
         list_shared: returns the addresses of this machine that other machines may have too.
+        refuse: for a node that listens at all addresses: returns why connections to one of them are refused
+            (`core.exposure`).
+        list_here: returns all addresses of this machine; None where the system does not tell.
     """
 
     def __init__(
@@ -75,12 +82,17 @@ class AddressWatch:
         observe: Callable[[], HasAddress] = observe_addresses,
         route_to: Callable[[str], str | None] = route_source,
         list_shared: Callable[[], Container[str]] = shared_addresses,
+        refuse: Callable[[str], str | None] | None = None,
+        list_here: Callable[[], Iterable[InterfaceAddress] | None] = local_addresses,
     ) -> None:
         self._own = own
         self._ports = ports
         self._observe = observe
         self._route_to = route_to
         self._list_shared = list_shared
+        self._refuse = refuse
+        self._list_here = list_here
+        self._exposed: set[str] = set()
         self._known = {own.ip, *own.aliases}
         self._was_here = observe()(own.ip)
         self._had_no_address = own.rule is Rule.LOOPBACK
@@ -104,6 +116,7 @@ class AddressWatch:
             or self._look_for_moved(hosts, has_address)
             or self._look_for_first_address(hosts, has_address)
             or self._look_for_port(addresses)
+            or self._look_for_exposed()
         )
 
     def _look_for_gone(self, has_address: HasAddress) -> AddressProblem | None:
@@ -149,6 +162,22 @@ class AddressWatch:
             Verdict.MOVED,
             f"this machine has the address {found.ip} now ({found.why}), but this node was started without "
             f"one and uses {self._own.ip}, so peers cannot find it: restart it",
+        )
+
+    def _look_for_exposed(self) -> AddressProblem | None:
+        """Find addresses that this machine has got, and at which connections are refused without a cookie."""
+        if self._refuse is None:
+            return None
+        exposed = {each.ip for each in self._list_here() or () if self._refuse(each.ip) is not None}
+        found, self._exposed = sorted(exposed - self._exposed), exposed
+        if not found:
+            return None
+        return AddressProblem(
+            Verdict.EXPOSED,
+            f"this machine has the address {found[0]} now, which may be reached from the Internet. The node "
+            "listens at all addresses (FLEETLM_BIND=*) and has no cookie, so it refuses all connections that "
+            f"come to it there; {MAKE_ONE} and restart them, or listen elsewhere. FLEETLM_INSECURE=1 "
+            "accepts such connections all the same",
         )
 
     def _look_for_port(self, addresses: Sequence[str]) -> AddressProblem | None:

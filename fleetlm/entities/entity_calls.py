@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.shard_table import Kind, Owner, shard_of
@@ -38,9 +36,11 @@ from fleetlm.errors import (
     NoProcess,
     NotDelivered,
     NotOwner,
+    OutcomeUnknown,
     WouldBlock,
 )
 from fleetlm.messaging.deadline import within_deadline
+from fleetlm.messaging.repeated_source import RepeatedSource
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import Invoke
 
@@ -225,8 +225,8 @@ class Search:
                 self._pause_s = min(PAUSE_MAX_S, self._pause_s * 2)
 
 
-class EntitySource:
-    """A stream from an entity; implements `stream.Source`. It looks for another owner before its first item.
+class EntitySource(RepeatedSource):
+    """A stream from an entity. It looks for another owner before its first item.
 
     Args:
         calls: find the owner.
@@ -235,76 +235,44 @@ class EntitySource:
         idle_s: seconds that it may pause; see `Node.stream`.
     """
 
-    __slots__ = (
-        "_calls", "_failure", "_has_item", "_idle_s", "_is_closed", "_next", "_owner", "_request", "_search",
-        "_source", "_timeout_s", "items", "take",
-    )  # fmt: skip
+    __slots__ = ("_calls", "_idle_s", "_owner", "_request", "_search", "_timeout_s")
 
     def __init__(
         self, calls: EntityCalls, request: EntityRequest, timeout_s: float | None, idle_s: float | None
     ) -> None:
+        super().__init__()
         self._calls = calls
         self._request = request
         self._timeout_s = timeout_s
         self._idle_s = idle_s
         self._search: Search | None = None
         self._owner: Owner | None = None
-        self._source: Source | None = None
-        self._has_item = False
-        self._is_closed = False
-        self._failure: NotDelivered | None = None
-        self._next: deque[Any] = deque()
-        self.items: Sized = self._next
-        self.take: Callable[[], Any] = self._next.popleft
+        """Who was asked last; None while the next one is looked for."""
 
-    async def wait(self) -> bool:
-        """See `Source`. Raises: as `EntityRef.stream`."""
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        while not self._is_closed:
-            source = self._source
-            try:
-                if source is None:
-                    source = self._source = await self._open()
-                if not await source.wait():
-                    return False
-                self._has_item = True
-                self._next.append(source.take())
-            except NotDelivered as error:
-                owner, search = self._owner, self._search
-                if self._has_item or owner is None or search is None or source is None:
-                    raise
-                if not is_astray(error, owner):
-                    self._failure = error
-                    raise
-                self._source = None
-                search.refused(error)
-            else:
-                return True
-        return False
-
-    def close(self) -> None:
-        """See `Source`."""
-        self._is_closed = True
-        self._next.clear()
-        if self._source is not None:
-            self._source.close()
-
-    async def _open(self) -> Source:
+    async def open(self) -> Source:
+        """Wait for an owner."""
         calls, request = self._calls, self._request
-        loop = calls.shards.context.loop
         if self._search is None:
             default_s = calls.shards.context.settings.call_timeout_s
             within_s = within_deadline(math.inf if self._timeout_s is None else self._timeout_s)
-            until = loop.time() + (default_s if within_s == math.inf else within_s)
+            until = calls.shards.context.loop.time() + (default_s if within_s == math.inf else within_s)
             self._search = Search(calls, request, until, None, None)
-        owner = self._owner = await self._search.next()
+        self._owner = None
+        owner = await self._search.next()
+        self._owner = owner
         message = request.message(owner, mode_of(request.kind, request.key, self._search.shard))
         timeout_s = None if self._timeout_s is None else self._search.left_s
-        source = calls.sender.source(owner.pid, message, timeout_s, self._idle_s)
-        if self._is_closed:  # Meanwhile.
-            source.close()
-        return source
+        return calls.sender.source(owner.pid, message, timeout_s, self._idle_s)
+
+    async def goes_on(self, error: NotDelivered | OutcomeUnknown) -> bool:
+        """Whether the stream went to a node that is not the owner, so that nothing has run."""
+        search, owner = self._search, self._owner
+        if search is None or owner is None or not isinstance(error, NotDelivered):
+            return False
+        if not is_astray(error, owner):
+            return False
+        search.refused(error)
+        return True
 
 
 def is_astray(error: NotDelivered, owner: Owner) -> bool:

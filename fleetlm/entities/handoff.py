@@ -133,6 +133,11 @@ class Handoff:
 
     # What `Hosting` asks.
 
+    @property
+    def moving(self) -> int:
+        """How many shards are being handed over now."""
+        return len(self._moving)
+
     def serves(self, shard: int, *, is_inner: bool) -> bool:
         """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
         return shard not in self._moving or (is_inner and shard not in self._sealed)
@@ -224,6 +229,8 @@ class Handoff:
                 break
             await asyncio.sleep(min(LOOK_S, until - now))
         self._until = math.inf
+        if hosting.keeps is not None and hosting.context.drain_step(hosting.context.name):
+            await hosting.flush(until)  # What could not move is where the next owner finds it.
         return hosting.keys()
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
@@ -294,11 +301,14 @@ class Handoff:
             return
         claim = own.claims.get(shard)
         if claim is None:
+            if not why:
+                hosting.tally.handed_over += 1
             hosting.forget_shard(shard)
             self._stayed.pop(shard, None)
             hosting.review_soon()
             return
         self._stayed[shard] = self._loop.time(), min(max(PAUSE_S, PAUSE_RATIO * took_s), PAUSE_MAX_S)
+        hosting.tally.stayed += 1
         log.info("the shard %d of %s stays here: %s", shard, hosting.kind, why)
         if hosting.majority is None:
             hosting.renew(shard)
@@ -507,6 +517,7 @@ class Handoff:
         hosting.forget_shard(shard)
         for key, kept in [*(staged.rows if staged is not None else ()), *found]:
             hosting.put_kept(shard, key, kept)
+        hosting.tally.taken += 1
         if take.lossy:
             hosting.lossy.add(shard)
         hosting.shards.perform(self._table.claim(hosting.kind, {shard: take.claim}))

@@ -8,7 +8,8 @@ has run. So a request runs only where its caller and its owner agree on the epoc
 
 What an entity has saved is kept here, packed (`Hosting.kept`), and goes along with its shard. It is kept
 while the entity lives, too: after a crash of the entity the next one gets it, and knows that something is
-missing.
+missing. With a store (`Hosting.keeps`) the states are there instead, and nothing but what is to be
+remembered of crashes is kept here or goes along.
 
 The host process answers for a call only while it looks at it. From then on the mailbox of the entity does
 (`Seat`), so that a call that waits there counts as not taken.
@@ -24,27 +25,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Handlers
 from fleetlm.call import Call
-from fleetlm.core.quorum import MemberKey, Quorum, Want
-from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
-from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
-from fleetlm.errors import MessageTooLarge, NotOwner
-from fleetlm.records import Record
+from fleetlm.core.shard_table import EPOCH_END, Claim, Lost, Owner, shard_of
+from fleetlm.entities.host_parts import Guard, HostOptions, Moves
+from fleetlm.entities.info import HostedInfo, Tally
+from fleetlm.entities.keeping import KindStore
+from fleetlm.entities.kept_states import KeptStates
+from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, base_merge, refuse_all
+from fleetlm.entities.storing import Storing, stored_handlers
+from fleetlm.errors import NotOwner
 from fleetlm.texts import SHORT
-from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
+    from fleetlm.actors.handlers import Handlers
     from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import RunningProcess
+    from fleetlm.stores.interface import Stored
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -64,93 +68,7 @@ _SWEPT_AT_ONCE = 1_024
 """Entities that begin to passivate in one look."""
 
 
-class Guard(Protocol):
-    """Says what this node may serve, where a quorum is wanted; `majority.Majority` implements it."""
-
-    me: MemberKey
-    """This node as a member."""
-
-    def start(self, number: int) -> None:
-        """Begin to ask the other members, with the number of the host process."""
-
-    def close(self) -> None:
-        """End asking."""
-
-    def serves(self, shard: int) -> bool:
-        """Whether this node may serve a shard now."""
-
-    def dropped(self, shard: int) -> None:
-        """This node owns a shard no more."""
-
-    async def acquire(self, wants: list[Want]) -> dict[int, int]:
-        """Get shards. Returns those that this node may claim, with their epochs."""
-
-    def asked(self, message: list[Any]) -> Any:
-        """Answer another member. Raises: ValueError, TypeError for nonsense."""
-
-    def fenced(self, handlers: Handlers) -> Handlers:
-        """Return the handlers of entities, which do not begin where this node may not serve any more."""
-
-
-class Moves(Protocol):
-    """How shards change hands; `handoff.Handoff` implements it."""
-
-    def serves(self, shard: int, *, is_inner: bool) -> bool:
-        """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
-
-    def asked(self, call: Call) -> None:
-        """Answer a request of another host, or of an operator."""
-
-    def is_sealed(self, shard: int) -> bool:
-        """Whether a shard is being handed over, and no entity of it lives any more."""
-
-    def is_done_by(self, lost: Lost) -> bool:
-        """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
-
-    def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
-        """Give the winner of a shard the states of the entities that have lived here beside its own."""
-
-    def offers(self, shard: int) -> bool:
-        """Whether `offer` still needs what is kept of a shard."""
-
-    def claim_free(self, counts: dict[str, int]) -> None:
-        """Claim the shards without an owner that fall to this node."""
-
-    def outbid(self, shards: Iterable[int]) -> None:
-        """Have a majority give this node higher epochs for shards of which others have heard a higher one."""
-
-    def balance(self, counts: dict[str, int]) -> None:
-        """Hand over what this node has beyond its share."""
-
-    def leave(self, counts: dict[str, int]) -> None:
-        """Hand over everything, since this node drains."""
-
-    async def drained(self, until: float) -> list[str]:
-        """Return when this node owns no shard any more, or cannot hand over more."""
-
-    def sweep(self) -> None:
-        """Drop parts that were never completed."""
-
-    def close(self) -> None:
-        """End every handoff."""
-
-
-class HostOptions(Record):
-    """What a program has asked for; see `Entities.host`."""
-
-    args: tuple[Any, ...]
-    shards: int
-    idle_s: float
-    handoff_s: float
-    settle_s: float
-    rebalance_s: float
-    live: int
-    kept_bytes: int
-    remember: frozenset[str]
-    quorum: Quorum | None
-
-
-class Hosting:
+class Hosting(KeptStates):
     """One kind on this node; also the function of its host process.
 
     Args:
@@ -173,29 +91,33 @@ class Hosting:
         outbound: Outbound,
         codec: Codec,
     ) -> None:
+        super().__init__(kind, codec, shards.context.settings.max_message_bytes // 2)
         self.__qualname__ = f"host of {actor.__qualname__}"
-        self.kind: str = kind
         self.actor: type[EntityObject] = actor
         self.options: HostOptions = options
         self.shards: ReplicatedShards = shards
         self.outbound: Outbound = outbound
         self.context: NodeContext = shards.context
         self.table: ShardTable = shards.table
-        self.codec: Codec = codec
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
         """Shard → key → the same."""
-        self.kept: dict[int, dict[str, Kept]] = {}
-        """Shard → key → what is left of an entity, or what it was made from."""
-        self.kept_bytes: int = 0
-        self.lossy: set[int] = set()
-        """Shards that were taken over from a node that is lost: what their entities had is not known."""
+        self.tally: Tally = Tally()
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
-        self._fenced: Handlers | None = None
+        self.keeps: KindStore | None = None
+        if options.store is not None:
+            self.keeps = KindStore(
+                kind, options.store, options.durable, options.store_s, self._claim_epoch, self._outbid_store,
+                self.context.loop,
+            )  # fmt: skip
         self._handlers = actor.__fleetlm_handlers__.by_name
+        self._own_handlers: Handlers | None = None
+        """What entities here have in place of the handlers of their class."""
+        if self.keeps is not None and options.durable != "passivate":
+            self._own_handlers = stored_handlers(actor.__fleetlm_handlers__, _storing_of)
         self._local = local
         self._loop = self.context.loop
         self._time = self._loop.time
@@ -208,7 +130,7 @@ class Hosting:
     def guard_with(self, guard: Guard) -> None:
         """Serve what this guard allows. Call it before the host process runs."""
         self.majority = guard
-        self._fenced = guard.fenced(self.actor.__fleetlm_handlers__)
+        self._own_handlers = guard.fenced(self._own_handlers or self.actor.__fleetlm_handlers__)
 
     async def __call__(self, process: RunningProcess) -> None:
         """Run as the host process, until it is ended."""
@@ -284,7 +206,10 @@ class Hosting:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
         seat.box.put(request)
-        call.reply(None)
+        if seat.storing is None or seat.is_ready:
+            call.reply(None)
+        else:
+            seat.storing.acks.append(call)
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
@@ -350,6 +275,8 @@ class Hosting:
         assert host is not None
         epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
+        if self.keeps is not None:
+            seat.storing = Storing(seat, self.keeps, self.keeps.keeper(key, shard))
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
         assert process is not None
@@ -357,25 +284,16 @@ class Hosting:
         seat.used_at = self._time()
         self.seats[key] = seat
         self.in_shard.setdefault(shard, {})[key] = seat
+        self.tally.activated += 1
         return seat
 
     def make(self, seat: Seat) -> EntityObject:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
-        if self._fenced is not None:
-            object.__setattr__(entity, "__fleetlm_handlers__", self._fenced)
+        if self._own_handlers is not None:
+            object.__setattr__(entity, "__fleetlm_handlers__", self._own_handlers)
         return entity
-
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-        if kept.packed is None:
-            return None
-        state = self.codec.unpack(kept.packed)  # Raises a ValueError, too.
-        found = unreadable_in(state)
-        if found is not None:
-            raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
-        return state
 
     def epoch_of(self, seat: Seat) -> int:
         """Implement `seat.Host`."""
@@ -383,36 +301,56 @@ class Hosting:
         claim = None if host is None else host.claims.get(seat.shard)
         return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
 
-    def keep(self, seat: Seat, state: Any) -> None:
+    def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Implement `seat.Host`."""
-        if state is None:
+        if packed is None:
             self.forget(seat.shard, seat.key)
-            return
-        packed = self.codec.pack_value(state)
-        limit = self.context.settings.max_message_bytes // 2
-        if len(packed) > limit:
-            raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
-        self.put_kept(seat.shard, seat.key, Kept(packed, False))
+        else:
+            self.put_kept(seat.shard, seat.key, Kept(packed, False))
 
-    def put_kept(self, shard: int, key: str, kept: Kept) -> None:
-        """Keep the state of an entity in place of what was kept."""
-        self.forget(shard, key)
-        self.kept.setdefault(shard, {})[key] = kept
-        self.kept_bytes += size_of(key, kept)
+    def loaded(self, seat: Seat, stored: Stored) -> Kept:
+        """Implement `seat.Host`."""
+        shard, was_lost = seat.shard, seat.kept.was_lost
+        if self._is_write:
+            was_lost = False
+        elif was_lost and seat.key not in self.kept.get(shard, ()):
+            was_lost = stored.epoch < self._lost_before(shard)  # Else it was stored after the loss.
+        return Kept(stored.state, was_lost)
 
-    def forget(self, shard: int, key: str) -> None:
-        """Drop what is kept of an entity."""
-        kept = self.kept.get(shard)
-        if kept is not None and key in kept:
-            self.kept_bytes -= size_of(key, kept.pop(key))
-            if not kept:
-                del self.kept[shard]
+    def _lost_before(self, shard: int) -> int:
+        """Return the epoch at which a shard was taken over from a node that is lost, or a later one."""
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(shard)
+        if claim is None:
+            return EPOCH_END
+        return claim.term if self.majority is None else self.since.setdefault(shard, claim.epoch)
 
-    def forget_shard(self, shard: int) -> None:
-        """Drop what is kept of all entities of a shard."""
-        for key in list(self.kept.get(shard, ())):
-            self.forget(shard, key)
-        self.lossy.discard(shard)
+    @property
+    def _is_write(self) -> bool:
+        """Whether everything that was acknowledged is stored."""
+        return self.keeps is not None and self.keeps.is_write
+
+    def _claim_epoch(self, shard: int) -> int | None:
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(shard)
+        return None if claim is None else claim.epoch
+
+    def _outbid_store(self, shard: int, highest: int) -> bool:
+        """Own a shard under an epoch above one that the store has seen. False: not yet, or not any more."""
+        self.table.heard_of(self.kind, shard, highest)
+        if self._claim_epoch(shard) is None or not self.serves(shard, is_inner=False):
+            return False
+        if self.majority is None:
+            self.renew(shard)
+            return True
+        self.review_soon()
+        return False
+
+    async def flush(self, until: float) -> None:
+        """Store every entity of this node, and end it, until that time of the loop."""
+        outcomes = [seat.close() for seat in self.seats.values()]
+        if outcomes:
+            await asyncio.wait(outcomes, timeout=max(0.0, until - self._time()))
 
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
@@ -424,14 +362,15 @@ class Hosting:
                 del self.in_shard[seat.shard]
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
-        if claim is not None and seat.is_ready and not (seat.is_saved or self.is_closed):
+        has_lost = seat.is_ready and not (seat.is_saved or self.is_closed or self._is_write)
+        if claim is not None and has_lost:
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
         elif claim is None and not self.handoff.offers(seat.shard):
             self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
         if not rest:
             return
         if self.is_closed or not (seat.is_ready or seat.is_saved):
-            refuse_all(rest, f"{self.kind}/{seat.key}")
+            refuse_all(rest, f"{self.kind}/{seat.key}", seat.storing)
             return
         for message in rest:
             self._give_back(seat, message, claim is not None)
@@ -480,6 +419,8 @@ class Hosting:
     def _evict(self) -> bool:
         """Begin to passivate the entities that had no request for the longest time. False: none is idle."""
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return False
         for key, seat in self.seats.items():
             if seat.is_idle and key not in self.options.remember:
                 _ = seat.close()
@@ -493,6 +434,8 @@ class Hosting:
         """Begin to passivate what has had no request for `HostOptions.idle_s`."""
         before = self._time() - self.options.idle_s
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return
         for key, seat in self.seats.items():
             if seat.used_at > before or found == _SWEPT_AT_ONCE:
                 break
@@ -515,13 +458,19 @@ class Hosting:
                 "the shard %d of %s belongs to %s (epoch %d): %d entities here are fenced", lost.shard,
                 self.kind, lost.winner.pid.node, lost.winner.epoch, len(seats),
             )  # fmt: skip
+        self.tally.fenced += len(seats)
         for seat in seats:
             seat.epoch = -1
         if self.majority is not None:
             self._kill(seats)
             self.forget_shard(lost.shard)
             return
-        if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
+        if self.keeps is not None:
+            for seat in seats:  # It may still be stored, as long as the winner has not loaded.
+                _ = seat.close("fenced")
+            self.forget_shard(lost.shard)
+            return
+        if self.actor.merge is not base_merge(self.actor) and not self.is_closed:
             self.handoff.offer(lost, seats)
             return
         for seat in seats:
@@ -536,13 +485,9 @@ class Hosting:
         gone = [shard for shard in shards if shard in host.claims and not self.handoff.is_sealed(shard)]
         seats = [seat for shard in gone for seat in self.in_shard.get(shard, {}).values()]
         if gone:
-            log.warning(
-                "%d shard(s) of %s are given up, and %d entities end: %s",
-                len(gone),
-                self.kind,
-                len(seats),
-                why,
-            )
+            what = f"{len(gone)} shard(s) of {self.kind} are given up, and {len(seats)} entities end"
+            log.warning("%s: %s", what, why)
+        self.tally.fenced += len(seats)
         self.shards.perform(self.table.drop(self.kind, gone))
         self._kill(seats)
         for shard in gone:
@@ -645,8 +590,20 @@ class Hosting:
         """Return who owns a key, as this node sees it."""
         return self.table.owner(self.kind, shard_of(key, self.options.shards))
 
+    def info(self) -> HostedInfo:
+        """Return what this node has of the kind, for people."""
+        host, tally, guard = self.table.own(self.kind), self.tally, self.majority
+        return HostedInfo(
+            self.actor.__qualname__, 0 if host is None else len(host.claims), self.handoff.moving,
+            len(self.seats), self.options.live, self.kept_bytes, self.options.kept_bytes, tally.activated,
+            tally.fenced, tally.handed_over, tally.taken, tally.stayed,
+            None if guard is None else guard.info(),
+        )  # fmt: skip
+
     def keys(self) -> list[str]:
         """Return the keys of the entities that live here, or whose states are kept here, sorted."""
+        if self.keeps is not None:
+            return sorted(self.seats)
         return sorted(self.seats.keys() | {key for kept in self.kept.values() for key in kept})
 
     def merge_into(self, key: str, packed: bytes) -> bool:
@@ -675,14 +632,16 @@ class Hosting:
         self.handoff.close()
         if self.majority is not None:
             self.majority.close()
+        if self.keeps is not None:
+            self.keeps.close()
         for seat in list(self.seats.values()):
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)
         self.shards.perform(self.table.unhost(self.kind))
 
 
-def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
-    """Return the `merge` of `Entity` itself, which an entity may override."""
-    bases = reversed(actor.__mro__)
-    found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
-    return found
+def _storing_of(entity: Any) -> Storing:
+    """Return what stores an entity; see `Hosting.make`."""
+    seat: Seat = entity._Entity__seat  # noqa: SLF001  # set there
+    assert seat.storing is not None
+    return seat.storing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -12,7 +13,10 @@ from fleetlm.core.shard_table import MAX_KINDS, MAX_SHARDS
 from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
-from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.host_parts import HostOptions
+from fleetlm.entities.hosting import Hosting
+from fleetlm.entities.info import KindInfo, kind_info
+from fleetlm.entities.keeping import Durable
 from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject
 from fleetlm.errors import NodeStopped
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.stores.interface import Store
     from fleetlm.wire.codec import Codec
 
 E = TypeVar("E", bound=EntityObject)
@@ -84,6 +89,9 @@ class Entities:
         kept_bytes: int = 256 * 1024 * 1024,
         remember: Iterable[str] = (),
         safety: Literal["available"] | Quorum = "available",
+        store: Store | None = None,
+        durable: Literal["write", "passivate"] | float | None = None,
+        store_s: float = 2.0,
     ) -> EntityRefs[E]:
         """Host entities of a kind on this node, which gets its share of the shards.
 
@@ -116,6 +124,14 @@ class Entities:
                 `Quorum`: only a side that sees more than half of the expected hosts serves. Alike on all
                 nodes that host the kind.
             remember: keys of entities that live as soon as their shard has an owner, and never passivate.
+            store: where the states outlive their nodes, such as a `SQLiteStore` or a `PostgresStore`; the
+                same data on all nodes that host the kind. It is not closed with the node. See
+                `docs/stores.md`.
+            durable: when a change is stored. ``"write"``, the default with a store: a result leaves a handler
+                only after what `Entity.save` then returns has been stored, so that nothing that was
+                acknowledged is lost with a node. A number: at most so many seconds after the change, and
+                when the entity is passivated or moves. ``"passivate"``: only then.
+            store_s: seconds that the store may take for one operation. Then it counts as failed.
 
         Returns:
             References to the entities of the kind, as `ref`.
@@ -142,16 +158,7 @@ class Entities:
                 f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
             )
             raise ValueError(f"{shards:,} shards: {cut}")
-        if kind in self._hosted:
-            raise ValueError(f"this node hosts {kind!r} already")
-        if len(self._hosted) >= MAX_KINDS:
-            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
-        denied = {"call", "register"} - self._shards.context.settings.peers_may
-        if denied:
-            raise ValueError(
-                f"a node that hosts entities lets other nodes ask for them and take over from it, but its "
-                f"Settings.peers_may has no {' and no '.join(map(repr, sorted(denied)))}"
-            )
+        how = _check_store(store, durable, store_s)
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -166,24 +173,59 @@ class Entities:
             kept_bytes,
             remembered,
             None if safety == "available" else safety,
+            store,
+            how,
+            store_s,
         )
-        hosting, task = self._start(kind, cls, options, ())
+        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
+        task = self._add(self._complete(hosting))
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
 
+    def _add(self, hosting: Hosting, restarts: tuple[float, ...] = ()) -> asyncio.Task[Any]:
+        """Host a kind that the runtime has put together. Returns the task of its host process.
+
+        Args:
+            hosting: the kind.
+            restarts: when it was started anew lately.
+
+        Raises:
+            ValueError: this node hosts the kind already, or as many as it may, or other nodes may not do what
+                hosts must. Nothing changed.
+        """
+        kind = hosting.kind
+        denied = {"call", "register"} - self._shards.context.settings.peers_may
+        if denied:
+            raise ValueError(
+                f"a node that hosts {kind!r} lets other nodes ask it and take over from it, but its "
+                f"Settings.peers_may has no {' and no '.join(map(repr, sorted(denied)))}"
+            )
+        if kind in self._hosted:
+            raise ValueError(f"this node hosts {kind!r} already")
+        if len(self._hosted) >= MAX_KINDS:
+            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        self._hosted[kind] = hosting
+        task = self._local.task_of(self._local.spawn(hosting, (), None))
+        assert task is not None
+        task.add_done_callback(lambda done: self._ended(hosting, done, restarts))
+        return task
+
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
 
-        To hand them over first, drain the node.
+        To hand them over first, drain the node. With a store they are stored first, for which they have
+        ``handoff_s`` seconds.
 
         Returns:
             False if this node does not host it.
         """
-        hosting = self._hosted.pop(kind, None)
+        hosting = self._hosted.get(kind)
         if hosting is None or hosting.process is None:
             return False
         task = self._local.task_of(hosting.process.pid)
+        if hosting.keeps is not None:
+            await hosting.flush(self._shards.context.loop.time() + hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})
@@ -205,22 +247,27 @@ class Entities:
         """Return the kinds that a connected node or this one hosts, sorted."""
         return self._shards.table.kinds()
 
+    def info(self, most: int | None = None) -> list[KindInfo]:
+        """Return what this node knows of each kind, sorted by name; it looks at no shard and no entity.
+
+        Args:
+            most: how many kinds at most; those that this node hosts go first. None: all.
+        """
+        table, hosted = self._shards.table, self._hosted
+        kinds = sorted(table.kinds(), key=lambda kind: kind not in hosted)[:most]
+        return [
+            kind_info(table, kind, hosted[kind].info() if kind in hosted else None) for kind in sorted(kinds)
+        ]
+
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    def _start(
-        self, kind: str, cls: type[EntityObject], options: HostOptions, restarts: tuple[float, ...]
-    ) -> tuple[Hosting, asyncio.Task[None]]:
-        """Start the host process of a kind; ``restarts`` says when it was restarted lately."""
-        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
+    def _complete(self, hosting: Hosting) -> Hosting:
+        """Give the host of a kind its parts."""
         hosting.handoff = Handoff(hosting)
-        if options.quorum is not None:
-            hosting.guard_with(Majority(hosting, options.quorum, self._shards, self._outbound))
-        self._hosted[kind] = hosting
-        task = self._local.task_of(self._local.spawn(hosting, (), None))
-        assert task is not None
-        task.add_done_callback(lambda done: self._ended(hosting, done, restarts))
-        return hosting, task
+        if hosting.options.quorum is not None:
+            hosting.guard_with(Majority(hosting, hosting.options.quorum, self._shards, self._outbound))
+        return hosting
 
     def _ended(self, hosting: Hosting, task: asyncio.Task[None], restarts: tuple[float, ...]) -> None:
         """Supervise a host process: one that was not told to end is started anew, a few times."""
@@ -236,17 +283,16 @@ class Entities:
         if reason == "shutdown" or (task.cancelled() and not process._is_ending):  # noqa: SLF001  # the runtime's
             return  # The node stops, or its loop ends.
         lately = tuple(at for at in restarts if now - at < RESTARTS_S)
-        if len(lately) >= MAX_RESTARTS:
-            log.error(
-                "the host of %s has ended %d times within %g s (now: %s): this node hosts it no more, and "
-                "other hosts take its shards over", kind, len(lately) + 1, RESTARTS_S, SHORT.repr(reason),
-            )  # fmt: skip
-            return
+        may_restart = len(lately) < MAX_RESTARTS and type(hosting) is Hosting
         log.error(
-            "the host of %s has ended (%s), with its entities and what they had saved here: it is started "
-            "anew", kind, SHORT.repr(reason),
+            "the host of %s has ended (%s), with what lived here: %s", kind, SHORT.repr(reason),
+            "it is started anew" if may_restart else "this node hosts it no more, and others take it over",
         )  # fmt: skip
-        self._start(kind, hosting.actor, hosting.options, (*lately, now))
+        if may_restart:
+            again = Hosting(
+                kind, hosting.actor, hosting.options, self._shards, self._local, self._outbound, self._codec
+            )
+            _ = self._add(self._complete(again), (*lately, now))
 
     async def _evacuate(self, until: float) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here."""
@@ -255,6 +301,30 @@ class Entities:
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
+
+
+def _check_store(
+    store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
+) -> Durable:
+    """Return when changes are to be stored. Raises: TypeError, ValueError."""
+    if not 0 < store_s < math.inf:
+        raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
+    if store is None:
+        if durable is not None:
+            raise ValueError("durable says when the store gets a change, and there is no store")
+        return "write"
+    missing = [name for name in ("load", "save", "drop") if not callable(getattr(store, name, None))]
+    if missing:
+        raise TypeError(f"{SHORT.repr(store)} is not a Store: it lacks {', '.join(missing)}")
+    if durable is None or durable == "write":
+        return "write"
+    if durable == "passivate":
+        return "passivate"
+    if not 0 < durable < math.inf:
+        raise ValueError(
+            f"durable is 'write', 'passivate' or a number of seconds above 0, not {SHORT.repr(durable)}"
+        )
+    return float(durable)
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.actors.handlers import Handler, Handlers
 from fleetlm.core.quorum import Beat, Lease, MemberKey, Quorum, Votes, Want
 from fleetlm.core.shard_table import EPOCH_END, MAX_SHARDS
+from fleetlm.entities.info import QuorumInfo
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.texts import SHORT
 
@@ -113,6 +114,11 @@ class Majority:
     def serves(self, shard: int) -> bool:
         """Whether this node may serve a shard now."""
         return self._lease.serves(shard, self._loop.time())
+
+    def info(self) -> QuorumInfo:
+        """Return how this node stands, for people."""
+        now = self._loop.time()
+        return QuorumInfo(self._expected, self._lease.seen(now), self._lease.holds(now))
 
     def dropped(self, shard: int) -> None:
         """This node owns a shard no more."""

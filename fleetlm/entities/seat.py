@@ -10,27 +10,31 @@ States of a seat, each left once and in this order:
 
 An entity that crashes, is killed or stops goes from open to ended. What it had not saved is lost, and the
 next one knows that (`restarted`).
+
+With a store (`Seat.storing`), `load` waits for it, and what is saved goes there instead of to the `Hosting`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.call import Call
-from fleetlm.errors import ProcessExit
+from fleetlm.entities.storing import Storing
+from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
-from fleetlm.texts import loggable
+from fleetlm.texts import loggable, text_of
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.processes.running import RunningProcess
+    from fleetlm.stores.interface import Stored
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -88,8 +92,14 @@ class Host(Protocol):
     def save_s(self) -> float:
         """Seconds that `Entity.save` may take."""
 
-    def keep(self, seat: Seat, state: Any) -> None:
-        """Keep what an entity has saved. Raises: NotSerializable, MessageTooLarge."""
+    def pack(self, state: Any) -> bytes | None:
+        """Return a state as bytes. Raises: NotSerializable, MessageTooLarge."""
+
+    def keep(self, seat: Seat, packed: bytes | None) -> None:
+        """Keep what an entity has saved, or note that it is stored."""
+
+    def loaded(self, seat: Seat, stored: Stored) -> Kept:
+        """Return what an entity is made from that the store has."""
 
     def stays(self, seat: Seat) -> None:
         """Note that an entity could not be saved, and serves again."""
@@ -119,13 +129,14 @@ class Seat:
         is_open: see the module.
         is_ready: whether its `load` is done.
         is_saved: whether its last state is kept.
+        storing: stores it; None: its kind has no store.
         used_at: when it got its last request, on the loop's clock.
         outcome: set when it has ended (True), or could not be saved (False), after `close`.
     """
 
     __slots__ = (
         "__qualname__", "box", "entity", "epoch", "host", "is_open", "is_ready", "is_saved", "kept", "key",
-        "outcome", "process", "shard", "used_at", "waiting",
+        "outcome", "process", "shard", "storing", "used_at", "waiting",
     )  # fmt: skip
 
     process: RunningProcess
@@ -144,6 +155,7 @@ class Seat:
         self.is_saved: bool = False
         self.used_at: float = 0.0
         self.outcome: asyncio.Future[bool] | None = None
+        self.storing: Storing | None = None
         self.waiting: list[Any] = []
 
     async def __call__(self, process: RunningProcess) -> None:
@@ -154,6 +166,18 @@ class Seat:
             await self.entity(process)
         finally:
             self._end()
+
+    async def saved(self) -> Any:
+        """Return what `Entity.save` returns. Raises: TimeoutError: it did not end; and what it raises."""
+        limit_s = self.host.save_s
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                return await self.entity.save()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"save() did not end within {limit_s:g} s") from None
 
     @property
     def is_idle(self) -> bool:
@@ -166,7 +190,24 @@ class Seat:
         process = self.process
         return self.is_open and not (process._is_ending or process._is_gone)  # noqa: SLF001  # the runtime's half
 
-    def close(self) -> asyncio.Future[bool]:
+    @property
+    def packs(self) -> Host:
+        """Implement `storing.LiveEntity`."""
+        return self.host
+
+    async def fetch(self) -> None:
+        """Load what is stored. Raises: ProcessExit: it cannot be loaded."""
+        if self.storing is not None:
+            self.kept = self.host.loaded(self, await self.storing.load())
+
+    def ready(self) -> None:
+        """Note that `load` is done."""
+        self.is_ready = True
+        if self.storing is not None:
+            self.kept = Kept(None, self.kept.was_lost)  # The store has the rest.
+            self.storing.loaded()
+
+    def close(self, reason: str = "passivated") -> asyncio.Future[bool]:
         """Have the entity saved and ended, after the handler that runs. Returns what `outcome` says."""
         outcome = self.outcome
         if outcome is None:
@@ -174,7 +215,7 @@ class Seat:
             if self.takes:
                 self.is_open = False
                 self.waiting += self.box.discard(_is_call)
-                self.box.put(_Save(self))
+                self.box.put(_Save(self, reason))
         return outcome
 
     def end(self, reason: str) -> None:
@@ -208,6 +249,9 @@ class Seat:
         self.is_open = False
         rest = [*self.box.discard(_is_request), *self.waiting]
         self.waiting = []
+        if self.storing is not None:
+            self.storing.close()
+            rest += self.storing.acks
         self.host.ended(self, rest)
         self._settle(True)
 
@@ -220,32 +264,45 @@ class Seat:
 class _Save(BetweenHandlers):
     """Save the entity and end it."""
 
-    __slots__ = ("_seat",)
+    __slots__ = ("_reason", "_seat")
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: Seat, reason: str) -> None:
         self._seat = seat
+        self._reason = reason
 
     async def run(self) -> None:
         seat = self._seat
-        limit = asyncio.timeout(seat.host.save_s)
         try:
-            async with limit:
-                state = await seat.entity.save()
-            seat.host.keep(seat, state)
+            packed = None
+            if seat.storing is None:
+                packed = seat.host.pack(await seat.saved())
+            else:
+                await seat.storing.save()
+            seat.host.keep(seat, packed)
         except (asyncio.CancelledError, ProcessExit):
             raise
+        except StoreFailed:  # The store's trouble has its own line in the log.
+            seat.reopen()
+        except (Fenced, VersionConflict) as error:
+            log.warning(
+                "the entity %s/%s ends, and what it has not stored is lost: %s",
+                seat.host.kind,
+                seat.key,
+                error,
+            )
+            seat.entity.stop("fenced")
         except BaseException as error:
             if is_from_signal(error) or exit_in(error) is not None:
                 raise
-            why = f": save() did not end within {seat.host.save_s:g} s" if limit.expired() else ""
+            why = text_of(error)
             log.exception(
-                "the entity %s/%s cannot be saved, and goes on%s", seat.host.kind, seat.key, why,
+                "the entity %s/%s cannot be saved, and goes on: %s", seat.host.kind, seat.key, why,
                 exc_info=loggable(error),
             )  # fmt: skip
             seat.reopen()
         else:
             seat.is_saved = True
-            seat.entity.stop("passivated")
+            seat.entity.stop(self._reason)
 
 
 class _Stop(BetweenHandlers):
@@ -291,10 +348,21 @@ class Merge(BetweenHandlers):
             )  # fmt: skip
 
 
-def refuse_all(messages: Iterable[Any], target: str) -> None:
-    """Refuse requests that no entity has begun."""
+def base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
+    """Return the `merge` of `Entity` itself, which an entity may override."""
+    bases = reversed(actor.__mro__)
+    found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
+    return found
+
+
+def refuse_all(messages: Iterable[Any], target: str, storing: Storing | None = None) -> None:
+    """Refuse requests that no entity has begun, since it has ended or could not be loaded."""
     for message in messages:
-        if type(message) is Call:
+        if type(message) is not Call:
+            continue
+        if storing is not None and storing.why_not_loaded:
+            storing.refuse(message)
+        else:
             message.no_process(target)
 
 

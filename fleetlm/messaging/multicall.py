@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Payload, Target
+    from fleetlm.wire.blobs import Packed
     from fleetlm.wire.codec import Codec
 
 _Asked = tuple["Session", int, asyncio.Future[Any], "Target", "Key"]
@@ -154,13 +155,13 @@ class Multicall:
     def _pack(
         self, session: Session, key: Key, message: Any, payload: Payload, ref: int, timeout_s: float,
         began: float,
-    ) -> bytes:  # fmt: skip
+    ) -> Packed:  # fmt: skip
         """Pack one call. Raises: Draining: the node refuses new work, so that this is not sent."""
         in_flight = self._outbound.in_flight.admit(session, began)
         packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
         to_actor = type(message) is Invoke
-        return operations.packed_call(
-            packed_to, payload.packed, ref, timeout_ms, in_flight, to_actor=to_actor
+        return payload.beside(
+            operations.packed_call(packed_to, payload.packed, ref, timeout_ms, in_flight, to_actor=to_actor)
         )
 
 

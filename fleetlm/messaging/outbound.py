@@ -617,10 +617,10 @@ class Outbound:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _address(self, key: Key, payload: Payload, message: Any) -> bytes:
+    def _address(self, key: Key, payload: Payload, message: Any) -> Packed:
         """Make one of many messages of a packed payload."""
         pack = operations.packed_cast if type(message) is Invoke else operations.packed_one_way
-        return pack(self._codec.pack_value(key), payload.packed)
+        return payload.beside(pack(self._codec.pack_value(key), payload.packed))
 
     def _put_here(
         self, to: Target, key: Key, message: Any, timeout_s: float | None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import NotSerializable, Undecodable
 from fleetlm.messaging.targets import Payload
+from fleetlm.wire.blobs import Packed, Parcel
 from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.extensions import SCALARS
 from fleetlm.wire.invocation import Invoke, explained
@@ -14,7 +15,6 @@ from fleetlm.wire.operations import Op
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Target
-    from fleetlm.wire.blobs import Packed
     from fleetlm.wire.codec import Codec
 
 _FEW = 8
@@ -66,9 +66,11 @@ def pack_payload(codec: Codec, message: Any) -> Payload:
         NotSerializable: with the argument in its path, if it is a request.
     """
     try:
-        packed = codec.pack_value(message.parts() if type(message) is Invoke else message)
+        packed = codec.pack_part(message.parts() if type(message) is Invoke else message)
     except NotSerializable as error:
         raise explained(error, message) from None
+    if isinstance(packed, Parcel):
+        return Payload(packed.envelope, codec.extra_bytes, packed.blobs)
     return Payload(packed, codec.extra_bytes)
 
 
@@ -84,7 +86,10 @@ def copy_of(codec: Codec, to: Target, message: Any) -> Any:
         return message
     if type(message) is Invoke and message.carrier is not None and not message.handler:  # A plain message.
         return Invoke.carrying(copy_of(codec, to, *message.args), message.carrier)
-    copy = codec.unpack(pack_payload(codec, message).packed)
+    try:
+        copy = codec.unpack(codec.pack_value(message.parts() if type(message) is Invoke else message))
+    except NotSerializable as error:
+        raise explained(error, message) from None
     if (found := unreadable_in(copy)) is not None:
         raise Undecodable(to, found.why)
     if type(message) is not Invoke:

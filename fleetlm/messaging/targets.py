@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fleetlm.errors import CallTimeout
 from fleetlm.ids import Pid
+from fleetlm.wire.blobs import Packed, Parcel
 
 Target = Pid | str | tuple[str, str]
 """A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
@@ -20,6 +22,12 @@ class Payload(NamedTuple):
     packed: bytes
     extra_bytes: int
     """`Codec.extra_bytes` of it."""
+    blobs: Sequence[bytes] = ()
+    """Large bytes beside it, which all messages with this payload share (`wire.blobs`)."""
+
+    def beside(self, envelope: bytes) -> Packed:
+        """Return a message into which ``packed`` was put, with the blobs beside it."""
+        return Parcel(envelope, self.blobs) if self.blobs else envelope
 
 
 class Waiting(Protocol):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import fleetlm
 from fleetlm.core.dns_answers import Outcome
+from fleetlm.core.shard_table import MAX_KINDS
 from fleetlm.messaging.traffic import Traffic
 from fleetlm.metrics.counts import Counts, Histogram
 from fleetlm.metrics.labels import MAX_GROUPS, MAX_HANDLERS, MAX_PEERS, OTHER, LabelSet
@@ -38,6 +39,8 @@ MAILBOXES_AT_ONCE: Final = 8_192
 """Mailboxes that are looked at in one turn of the loop: about a millisecond."""
 STATES: Final = ("discovered", "wanted", "dialling", "up", "busy", "down")
 """What `Peer.status` may be."""
+HANDOFF_ENDS: Final = ("given", "taken", "stayed")
+"""How a handoff may end here: another host has the shard, this one has it, or nothing has changed."""
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = resource.getpagesize()
 _CARRIED = (
@@ -172,6 +175,7 @@ class Reader:
         self._read_requests(reading)
         self._read_processes(reading)
         self._read_tables(reading)
+        self._read_entities(reading)
         self._read_dns(reading)
         reading["fleetlm_scrape_seconds"] = _one(time.perf_counter() - began)
         return reading
@@ -283,6 +287,30 @@ class Reader:
         sizes = {name: groups.members(name).joins for name in labels.values()}
         others = groups.memberships - sum(sizes.values())
         return sizes | {OTHER: others} if groups.count > len(labels) else sizes
+
+    def _read_entities(self, reading: Reading) -> None:
+        """Read the kinds that this node hosts: `MAX_KINDS` at most, and their names come from the program."""
+        for info in self._parts.entities.info(MAX_KINDS):
+            own, kind = info.hosted, (info.kind,)
+            if own is None:
+                continue
+            values: dict[str, float] = {
+                "fleetlm_entities": own.alive,
+                "fleetlm_entity_kept_bytes": own.kept_bytes,
+                "fleetlm_entity_shards": own.owned,
+                "fleetlm_entity_shards_unowned": info.unowned,
+                "fleetlm_entity_shards_moving": own.moving,
+                "fleetlm_entities_activated_total": own.activated,
+                "fleetlm_entities_fenced_total": own.fenced,
+            }
+            if own.quorum is not None:
+                values["fleetlm_entity_quorum"] = own.quorum.holds
+            for name, value in values.items():
+                reading.setdefault(name, []).append((kind, float(value)))
+            counts = zip(HANDOFF_ENDS, (own.handed_over, own.taken, own.stayed), strict=True)
+            reading.setdefault("fleetlm_entity_handoffs_total", []).extend(
+                ((info.kind, end), float(count)) for end, count in counts
+            )
 
     def _read_dns(self, reading: Reading) -> None:
         poller = self._parts.poller

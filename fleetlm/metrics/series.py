@@ -21,7 +21,7 @@ class Series(NamedTuple):
     help: str
 
 
-_PEER, _REASON, _OUTCOME = ("peer",), ("reason",), ("outcome",)
+_PEER, _REASON, _OUTCOME, _KIND = ("peer",), ("reason",), ("outcome",), ("kind",)
 
 SERIES: Final[tuple[Series, ...]] = (
     # The node.
@@ -62,14 +62,26 @@ SERIES: Final[tuple[Series, ...]] = (
     Series("fleetlm_processes_spawned_total", "counter", (), "Processes that this node has started."),
     Series("fleetlm_mailbox_messages", "gauge", (), "Messages that wait in the mailboxes of all processes."),
     Series("fleetlm_mailbox_messages_max", "gauge", (), "Messages that wait in the fullest mailbox."),
-    Series("fleetlm_undelivered_messages_total", "counter", (), "One-way messages without a receiver."),
-    Series("fleetlm_unreadable_messages_total", "counter", (), "Messages of a type unknown here."),
+    Series(
+        "fleetlm_undelivered_messages_total", "counter", (), "As dropped for no_process, since the start."
+    ),
+    Series("fleetlm_unreadable_messages_total", "counter", (), "As dropped for unreadable, since the start."),
     Series("fleetlm_dropped_messages_total", "counter", _REASON, "Messages that no process has seen."),
     Series("fleetlm_child_restarts_total", "counter", (), "Children that supervisors have restarted."),
     Series("fleetlm_supervisors_gave_up_total", "counter", (), "Supervisors whose children ended too often."),
     # Tables.
     Series("fleetlm_table_entries", "gauge", ("table",), "Sizes of the tables of this node."),
     Series("fleetlm_group_members", "gauge", ("group",), "Memberships of a process group, on all nodes."),
+    # Keyed entities, of the kinds that this node hosts.
+    Series("fleetlm_entities", "gauge", _KIND, "Entities that live on this node."),
+    Series("fleetlm_entity_kept_bytes", "gauge", _KIND, "Bytes of the saved states that this node keeps."),
+    Series("fleetlm_entity_shards", "gauge", _KIND, "Shards that this node owns."),
+    Series("fleetlm_entity_shards_unowned", "gauge", _KIND, "Shards that no node owns, as this one sees it."),
+    Series("fleetlm_entity_shards_moving", "gauge", _KIND, "Shards that are being handed over."),
+    Series("fleetlm_entity_quorum", "gauge", _KIND, "1 if a majority is seen, else 0; only with a quorum."),
+    Series("fleetlm_entities_activated_total", "counter", _KIND, "Entities that were made."),
+    Series("fleetlm_entities_fenced_total", "counter", _KIND, "Entities that were ended by fencing."),
+    Series("fleetlm_entity_handoffs_total", "counter", ("kind", "end"), "Handoffs of shards, by their end."),
     # DNS.
     Series("fleetlm_dns_outcome", "gauge", _OUTCOME, "1 for the outcome of the last lookup, else 0."),
     Series("fleetlm_dns_age_seconds", "gauge", (), "Since the last lookup ended."),

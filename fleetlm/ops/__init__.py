@@ -42,8 +42,10 @@ def app(node: Node, *, token: str | None = None, hosts: Iterable[str] = ()) -> O
     try:
         from fleetlm.ops.application import OpsApp  # noqa: PLC0415  # needs the extra
         from fleetlm.ops.questions import NodeQuestions  # noqa: PLC0415
+        from fleetlm.runtime.log_guard import GUARD  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise ImportError(f"fleetlm.ops needs {missing.name}. {INSTALL}", name=missing.name) from missing
+    GUARD.cover_new()  # Their logger is guarded from the first line on, and not from the next tick.
     return OpsApp(NodeQuestions(node), token or node.settings.ops_token, hosts)
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
 
-_HOST = re.compile(r"(?:\[(?P<ip>[0-9a-f:.]+)\]|(?P<name>[^\s:\[\]@/]+))(?::[0-9]{0,5})?", re.ASCII)
+_HOST = re.compile(r"(?:\[(?P<ip>[0-9a-f:.]+)\]|(?P<name>[^\s:\[\]@/]+))(?::(?P<port>[0-9]{0,5}))?", re.ASCII)
 _PURPOSE = b"fleetlm ops cookie"
 
 
@@ -44,18 +44,27 @@ class Access:
     def __init__(self, token: str | None, hosts: Iterable[str] = ()) -> None:
         self._digest = None if token is None else _digest(token)
         self._hosts = frozenset(name.lower() for name in hosts)
-        key = b"" if token is None else token.encode()
-        self.cookie_value: str = hmac.new(key, _PURPOSE, hashlib.sha256).hexdigest()
-        """What a browser keeps instead of the token. It is the same on each node with this token, and after
-        a restart."""
-        name = hmac.new(key, _PURPOSE + b" name", hashlib.sha256).hexdigest()
-        self.cookie_name: str = f"fleetlm_ops_{name[:8]}"
-        """Browsers keep the cookies of all ports of a host together, so each token has a name of its own."""
+        self._key = b"" if token is None else token.encode()
 
     @property
     def has_token(self) -> bool:
         """Whether readers must show a token."""
         return self._digest is not None
+
+    def cookie(self, host: str) -> tuple[str, str]:
+        """Return the name and the value of what a browser keeps instead of the token.
+
+        Both belong to the token and to the port that the browser has asked: it sends the cookies of a host to
+        all of its ports, and what another program there reads must not open further listeners. They are the
+        same after a restart.
+
+        Args:
+            host: the ``Host`` header of the request.
+        """
+        port = _port(host.strip())
+        name = hmac.new(self._key, _PURPOSE + b" name", hashlib.sha256).hexdigest()
+        value = hmac.new(self._key, _PURPOSE + b" " + port.encode(), hashlib.sha256).hexdigest()
+        return f"fleetlm_ops_{port or 'default'}_{name[:8]}", value
 
     def is_token(self, text: str) -> bool:
         """Whether a text is the token; takes the same time for all texts of one length."""
@@ -74,10 +83,11 @@ class Access:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return Verdict.TRUSTED if self.is_token(given.strip()) else Verdict.WRONG_TOKEN
-        cookie = _cookie(headers.get("cookie", ""), self.cookie_name)
+        name, value = self.cookie(headers.get("host", ""))
+        cookie = _cookie(headers.get("cookie", ""), name)
         if cookie is None:
             return Verdict.NEEDS_TOKEN
-        is_right = hmac.compare_digest(_digest(cookie), _digest(self.cookie_value))
+        is_right = hmac.compare_digest(_digest(cookie), _digest(value))
         return Verdict.TRUSTED if is_right else Verdict.WRONG_TOKEN
 
     def _may_be_asked_as(self, host: str) -> bool:
@@ -99,6 +109,12 @@ def _without_port(host: str) -> str:
     """Return the name or address of a ``Host`` header, without brackets and port; empty if it is none."""
     found = _HOST.fullmatch(host)
     return "" if found is None else found["ip"] or found["name"]
+
+
+def _port(host: str) -> str:
+    """Return the port of a ``Host`` header, in digits; empty if it has none."""
+    found = _HOST.fullmatch(host.lower())
+    return "" if found is None else found["port"] or ""
 
 
 def _cookie(header: str, name: str) -> str | None:

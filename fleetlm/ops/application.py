@@ -187,8 +187,9 @@ class OpsApp:
                 f'<!doctype html><meta http-equiv="refresh" content="0;url={to}"><a href="{to}">fleetlm</a>'
             )
             response = Response(text, media_type="text/html")
+        name, value = self.access.cookie(request.headers.get("host", ""))
         response.set_cookie(
-            self.access.cookie_name, self.access.cookie_value, path=place, httponly=True, samesite="strict",
+            name, value, path=place, httponly=True, samesite="strict",
             secure=request.scope.get("scheme") == "https",
         )  # fmt: skip
         return response

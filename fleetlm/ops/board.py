@@ -21,7 +21,7 @@ from typing import Any
 
 from fleetlm.texts import SHORT
 
-SECTIONS = ("peers", "processes", "trees", "groups", "names", "events")
+SECTIONS = ("peers", "processes", "trees", "groups", "names", "kinds", "events")
 """The parts of a node that are sent by themselves. All else changes in each second, and is the head."""
 PEER = (
     *("name", "state", "road", "up_s", "ups", "last_error", "lag_ms"),

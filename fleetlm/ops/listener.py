@@ -39,6 +39,7 @@ from uvicorn.server import ServerState
 
 from fleetlm.ops.application import ENDLESS
 from fleetlm.ops.pace import Pace, Paces
+from fleetlm.transport.listening import listen_at
 
 MAX_CONNECTIONS = 128
 """Accepted connections: some probes, scrapers and pages."""
@@ -361,36 +362,10 @@ def listen(ip: str, ports: range) -> list[socket.socket]:
     failure: OSError | None = None
     for port in ports:
         try:
-            return [_bind(ip, port)]
+            return [listen_at(ip, port, BACKLOG)]
         except OSError as error:
             failure = error
             if error.errno != errno.EADDRINUSE:
                 break
     assert failure is not None
     raise failure
-
-
-def _bind(ip: str, port: int) -> socket.socket:
-    if ip != "*":
-        return _listening(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip, port)
-    try:
-        return _listening(socket.AF_INET6, "::", port)  # For both families.
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise
-        return _listening(socket.AF_INET, "0.0.0.0", port)  # noqa: S104  # without IPv6; it needs a token
-
-
-def _listening(family: socket.AddressFamily, ip: str, port: int) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ip != "::"))
-        made.bind((ip, port))
-        made.listen(BACKLOG)
-        made.setblocking(False)
-    except BaseException:
-        made.close()
-        raise
-    return made

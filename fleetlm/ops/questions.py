@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.errors import FleetError, NodeStopped
 from fleetlm.messaging.own_loop import check_loop
+from fleetlm.metrics import NodeMetrics
 from fleetlm.node import parts_of
 
 if TYPE_CHECKING:
@@ -54,16 +54,6 @@ class Questions(Protocol):
 
     async def metrics(self) -> bytes:
         """The metrics of the node, in the text format of Prometheus."""
-
-
-class Metrics(Protocol):
-    """What is used of `fleetlm.metrics.NodeMetrics`."""
-
-    def render(self) -> bytes:
-        """Return the metrics in the text format of Prometheus. Any thread may call this, and is blocked."""
-
-    def close(self) -> None:
-        """Count no more."""
 
 
 class Shared(Generic[T]):
@@ -133,7 +123,7 @@ class NodeQuestions:
         self._node = node
         self._loop = parts_of(node).context.loop
         check_loop(self._loop, "fleetlm.ops.app")
-        self._metrics = _make_metrics(node)
+        self._metrics = NodeMetrics(node)
         self._kinds: dict[str, Shared[Any]] = {
             "readiness": Shared(lambda: self._on_loop(node.readiness)),
             "overview": Shared(lambda: self._on_loop(node.overview)),
@@ -159,9 +149,8 @@ class NodeQuestions:
         """Cancel all questions."""
         for kind in self._kinds.values():
             kind.close()
-        if self._metrics is not None:
-            with contextlib.suppress(RuntimeError):  # The loop is closed, and nothing is counted any more.
-                self._loop.call_soon_threadsafe(self._metrics.close)
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and nothing is counted any more.
+            self._loop.call_soon_threadsafe(self._metrics.close)
 
     async def _get(self, kind: str) -> Any:
         try:
@@ -195,18 +184,6 @@ class NodeQuestions:
         The collector asks the node's loop itself, and gives its last reading where that stands still. From
         another loop it therefore blocks, so that a thread of that loop's executor waits for it.
         """
-        if self._metrics is None:
-            raise NoAnswer("metrics need prometheus-client: pip install 'fleetlm[metrics]'")
         if self._loop is asyncio.get_running_loop():
             return self._metrics.render()
         return await asyncio.to_thread(self._metrics.render)
-
-
-def _make_metrics(node: Node) -> Metrics | None:
-    """Begin to count; None where prometheus-client is not installed, which the page does without."""
-    try:
-        module = importlib.import_module("fleetlm.metrics")
-    except ImportError:
-        return None
-    made: Metrics = module.NodeMetrics(node)
-    return made

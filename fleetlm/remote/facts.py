@@ -32,6 +32,7 @@ def node_facts(node: Node) -> dict[str, Any]:
         "own_ip_why": own.why,
         "own_ip_warning": own.warning,
         "info": plain(node.info()),
+        "kinds": plain(node.entities.info()),
     }
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import builtins
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.entities.info import KindInfo
 from fleetlm.ids import Pid
 from fleetlm.processes.info import ChildInfo, ProcessInfo
 from fleetlm.records import Record
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
+    from fleetlm.entities.entity_ref import EntityRefs
     from fleetlm.node import Node
     from fleetlm.runtime.info import DrainReport
 
@@ -197,6 +200,75 @@ class GroupNoun:
         return f"<Group of {self._node.name}: Group.list(), Group.members(name), Group.local_members(name)>"
 
 
+class EntitiesNoun:
+    """``Entities``: the keyed entities of the cluster, as this node knows them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def kinds(self) -> Kinds:
+        """Return the kinds that any node hosts: a list of `KindInfo` that prints as a table."""
+        return Kinds(self._node.entities.info())
+
+    def hosts(self, kind: str) -> dict[str, int]:
+        """Return the nodes that own shards of a kind, each with how many. Raises: ValueError."""
+        return dict(Counter(self._refs(kind).shards().values()))
+
+    def shards(self, kind: str) -> dict[int, str]:
+        """Return the shards of a kind that have an owner, each with its node. Raises: ValueError."""
+        return self._refs(kind).shards()
+
+    def shard(self, kind: str, key: str) -> int:
+        """Return the shard of a key. Raises: ValueError."""
+        return self._refs(kind).shard(key)
+
+    def where(self, kind: str, key: str) -> str | None:
+        """Return the node that owns a key, or None; the entity need not live. Raises: ValueError."""
+        return self._refs(kind).where(key)
+
+    def list(self, kind: str, *, local: bool = False) -> Awaitable[builtins.list[str]]:
+        """Ask the hosts for the keys that live there, or whose states they keep. Awaitable: the keys, sorted.
+
+        Args:
+            kind: its name.
+            local: only those of this node.
+
+        Raises:
+            ValueError: no node hosts the kind.
+        """
+        return self._refs(kind).list(local=local)
+
+    async def move(self, kind: str, shard: int, to: str) -> str | None:
+        """Have the owner of a shard hand it over to another host, and wait for that. See `EntityRefs.move`.
+
+        Returns:
+            The node that owns it then, as this node sees it.
+
+        Raises:
+            ValueError: no node hosts the kind; or the shard stays where it is, and the text says why.
+            NotOwner: nobody owns the shard.
+        """
+        refs = self._refs(kind)
+        await refs.move(shard, to)
+        return refs.shards().get(shard)
+
+    def _refs(self, kind: str) -> EntityRefs[Any]:
+        from fleetlm.entity import Entity  # noqa: PLC0415  # only where it is used
+
+        kinds = self._node.entities.kinds()
+        if kind not in kinds:
+            known = f"these are known: {', '.join(kinds)}" if kinds else "no kind is known"
+            raise ValueError(f"no connected node hosts {kind!r}; {known}")
+        return self._node.entities.ref(Entity, kind)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Entities as {self._node.name} knows them: Entities.kinds(), Entities.hosts(kind), "
+            "Entities.where(kind, key), Entities.shard(kind, key), Entities.list(kind), "
+            "Entities.list(kind, local=True), Entities.shards(kind), Entities.move(kind, shard, node)>"
+        )
+
+
 class SupervisorNoun:
     """``Supervisor``: the supervisors of this node. ``fleetlm.Supervisor(...)`` creates one."""
 
@@ -251,6 +323,40 @@ class Processes(list[ProcessInfo]):
             return _format_table(head, rows)
         waits = [p.waits_for or "-" for p in self]
         return _format_table((*head, "waits for"), [(*row, it) for row, it in zip(rows, waits, strict=True)])
+
+
+class Kinds(list[KindInfo]):
+    """`KindInfo` rows that print as a table. The columns after ``hosts`` tell of this node alone."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "(no kinds of entities)"
+        head = (
+            "kind",
+            "shards",
+            "no owner",
+            "hosts",
+            "owned here",
+            "moving",
+            "alive",
+            "kept bytes",
+            "safety",
+        )
+        return _format_table(head, [_kind_row(each) for each in self])
+
+
+def _kind_row(info: KindInfo) -> tuple[object, ...]:
+    own = info.hosted
+    if own is None:
+        return (info.kind, info.shards, info.unowned, info.hosts, 0, 0, 0, 0, "-")
+    safety = "available"
+    if own.quorum is not None:
+        holds = "" if own.quorum.holds else ", lost"
+        safety = f"quorum: {own.quorum.seen} of {own.quorum.expected}{holds}"
+    return (
+        info.kind, info.shards, info.unowned, info.hosts, own.owned, own.moving, own.alive, own.kept_bytes,
+        safety,
+    )  # fmt: skip
 
 
 class Branch(Record):
@@ -344,6 +450,7 @@ def make_namespace(node: Node) -> dict[str, Any]:
         "Process": ProcessNoun(node),
         "Group": GroupNoun(node),
         "Registry": RegistryNoun(node),
+        "Entities": EntitiesNoun(node),
         "Supervisor": SupervisorNoun(node),
         "asyncio": asyncio,
         "fleetlm": sys.modules["fleetlm"],  # loaded already; an import here would be circular

@@ -200,7 +200,11 @@ class Assembly:
         settings, own = prepared.settings, prepared.own_address
         self.own_address_why: str = own.why
         self.own_address_warning = own.warning
-        self._own_address = AddressWatch(own, settings.all_ports) if prepared.on_this_network else None
+        self._own_address = (
+            AddressWatch(own, settings.all_ports, refuse=prepared.refuse)
+            if prepared.on_this_network
+            else None
+        )
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
@@ -380,8 +384,13 @@ class Assembly:
 
         A node that has lost its address can be reached by nobody. One that decided its address before DNS
         was there, and that no peer ever met, decides again, if what runs it can start a new node. Another
-        port would not come of that.
+        port would not come of that. A public address without a cookie costs the connections to it alone: a
+        cluster on private addresses must not end because a machine gets another one.
         """
+        if problem.verdict is Verdict.EXPOSED:
+            self.exposure_warning = problem.text
+            log.error("%s", problem.text)
+            return
         self.own_address_warning = problem.text
         if problem.verdict is Verdict.GONE:
             self._stop_by_itself(problem.text, problem.text)

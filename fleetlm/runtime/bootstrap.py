@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.cookies import take_cookies
-from fleetlm.core.exposure import EVERYWHERE, check_exposure, describe_exposure
+from fleetlm.core.exposure import EVERYWHERE, check_exposure, describe_exposure, refuse_exposed
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.interfaces import local_addresses
 from fleetlm.discovery.listening_addresses import choose_listening, list_reached
@@ -103,6 +103,8 @@ class Prepared(Record):
     """The addresses at which the node listens, or `EVERYWHERE`; empty in a simulation: its own one."""
     exposure_warning: str | None = None
     """Who can join the cluster because there is no cookie, and what to do; None: nobody."""
+    refuse: Callable[[str], str | None] | None = None
+    """Why connections to an address of this machine are refused; see `core.exposure.refuse_exposed`."""
 
     @property
     def name(self) -> str:
@@ -173,13 +175,15 @@ async def prepare(
     # Imported here: a simulation does not load ZeroMQ.
     from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
-    transport = ZmqTransport(settings, aliases=listening[1:])
+    refuse = refuse_exposed(settings, listening)
+    transport = ZmqTransport(settings, aliases=listening[1:], refuse=refuse)
     return Prepared(
         settings, address, discovery, first, transport, rng, wall_ms,
         services=(HEALTH, *([REMOTE_SHELL] if settings.remote else []), *([OPS] if settings.ops else [])),
         on_this_network=True,
         listening=listening,
         exposure_warning=describe_exposure(settings, reached),
+        refuse=refuse,
     )  # fmt: skip
 
 

@@ -93,8 +93,7 @@ class LogGuard:
         Args:
             least_s: the age from which on it is due, in seconds; None: as `core.log_lines` has it.
         """
-        if self._users and len(logging.root.manager.loggerDict) != self._known_loggers:
-            self._cover()  # Parts that are imported late, such as the ops listener, make a logger then.
+        self.cover_new()
         now = self._clock()
         found = self._lines.take_left_out(now) if least_s is None else self._lines.take_left_out(now, least_s)
         for kind, lines, seconds in found:
@@ -106,6 +105,11 @@ class LogGuard:
                     f"{lines:,}", "line" if lines == 1 else "lines", seconds, example.text,
                     extra={_IS_SUMMARY: True},
                 )  # fmt: skip
+
+    def cover_new(self) -> None:
+        """Become the filter of loggers that were made meanwhile. Parts that are imported late call it."""
+        if self._users and len(logging.root.manager.loggerDict) != self._known_loggers:
+            self._cover()
 
     def _cover(self) -> None:
         """Become the filter of each logger that fleetlm has now; one that is covered stays so."""

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from fleetlm.directory.groups import ReplicatedGroups
     from fleetlm.directory.registry import ReplicatedNames
     from fleetlm.discovery.poller import Poller
+    from fleetlm.entities.info import KindInfo
+    from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.inbound import Inbound
     from fleetlm.messaging.outbound import Outbound
@@ -68,6 +70,11 @@ NAMES_LOOKED_AT = 5_000
 """Groups, and names, of which the first ones are shown: about a millisecond."""
 MAX_SUPERVISORS = 1_000
 """Supervisors that are remembered from one part to the next."""
+_OF_A_HOST = (
+    *("owned", "moving", "alive", "live", "kept_bytes", "max_kept_bytes", "activated", "fenced"),
+    *("handed_over", "taken", "stayed"),
+)
+"""What is shown of a kind where it is hosted, as `HostedInfo` names it."""
 LEAST_CHILDREN = 4
 """Children that are shown of each supervisor, even where others have very many."""
 
@@ -91,6 +98,10 @@ class Watched(Protocol):
 
     def wall_ms(self) -> int:
         """Return the milliseconds of the wall clock."""
+
+    @property
+    def entities(self) -> Entities:
+        """The kinds of entities that this node knows."""
 
 
 class OwnOverview:
@@ -191,6 +202,7 @@ class OwnOverview:
             "trees": self._show_trees(left_out),
             "groups": self._show_groups(left_out),
             "names": self._show_names(left_out),
+            "kinds": self._show_kinds(left_out),
             "counters": {
                 **{name: getattr(traffic, name) for name in Traffic.__slots__},
                 "undelivered": node.inbound.undelivered,
@@ -324,6 +336,28 @@ class OwnOverview:
         table, most = self._node.replicated_names.table, LIMITS["names"]
         _leave_out(left_out, "names", table.count - most)
         return {bounded(name): str(claim.pid) for name, claim in table.first(most, NAMES_LOOKED_AT)}
+
+    def _show_kinds(self, left_out: dict[str, int]) -> dict[str, Part]:
+        entities, most = self._node.entities, LIMITS["kinds"]
+        _leave_out(left_out, "kinds", len(entities.kinds()) - most)
+        return {bounded(info.kind): _show_kind(info) for info in entities.info(most)}
+
+
+def _show_kind(info: KindInfo) -> Part:
+    own = info.hosted
+    quorum = None if own is None else own.quorum
+    shown: Part = {
+        "shards": info.shards,
+        "unowned": info.unowned,
+        "hosts": info.hosts,
+        "differing": {bounded(node): shards for node, shards in info.differing.items()},
+        "is_hosted": own is not None,
+        "runs": "" if own is None else bounded(own.runs),
+        "quorum": None
+        if quorum is None
+        else {"expected": quorum.expected, "seen": quorum.seen, "holds": quorum.holds},
+    }
+    return shown | {name: 0 if own is None else getattr(own, name) for name in _OF_A_HOST}
 
 
 def _leave_out(left_out: dict[str, int], what: str, count: int) -> None:

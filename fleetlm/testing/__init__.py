@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from fleetlm.testing.network import SimNetwork, SimTransport
     from fleetlm.testing.runner import RealSleep
     from fleetlm.testing.sim_dns import Reply, Script, SimDiscovery, SimDns
+    from fleetlm.testing.store_rules import STORE_RULES, check_store
 
 __all__ = [
+    "STORE_RULES",
     "Deadlock",
     "DnsServer",
     "Fleet",
@@ -58,6 +60,7 @@ __all__ = [
     "SimTransport",
     "SimulationError",
     "Unhandled",
+    "check_store",
     "run",
 ]
 
@@ -71,6 +74,7 @@ _NAMES_OF = {
     ),
     "fleetlm.testing.network": "SimNetwork SimTransport",
     "fleetlm.testing.runner": "RealSleep",
+    "fleetlm.testing.store_rules": "STORE_RULES check_store",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

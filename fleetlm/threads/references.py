@@ -14,7 +14,7 @@ from fleetlm.threads.arrivals import SyncStream
 if TYPE_CHECKING:
     from fleetlm.actors.refs import ActorRefs, Goals
     from fleetlm.core.picking import Score
-    from fleetlm.core.rendezvous import Key
+    from fleetlm.core.rings import Key
     from fleetlm.directory.group_ref import GroupRef
     from fleetlm.errors import FleetError
     from fleetlm.messaging.targets import Target

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fleetlm.core.member_loads import MemberInfo
     from fleetlm.core.name_table import Claim, OnLoss
     from fleetlm.core.picking import By, Score
-    from fleetlm.core.rendezvous import Key
+    from fleetlm.core.rings import Key
     from fleetlm.directory.groups import Change, Groups
     from fleetlm.directory.members import Member
     from fleetlm.directory.registry import Event as NameEvent, Registry, Resolve

@@ -7,6 +7,10 @@ connection that exceeds one of these bounds, and everything that libzmq holds of
 * *Unread bytes.* The kernel counts what has come over a connection, and the node counts the frames that it
   has read. The difference waits in libzmq. A peer has at most its windows and its tables in flight, which
   `Settings.unread_bytes` exceeds by far. The connections of strangers have less, each and together.
+* *A message that does not end.* A node's messages have one part, or two, and no more bytes than a frame
+  may have. What is unread beyond that, though libzmq had taken it from the kernel before the ROUTER had no
+  whole frame left, belongs to a message that is longer. In parts of one byte each it would take twenty
+  times its bytes on the wire, so it ends long before the bound for unread bytes does (`Bounds._is_endless`).
 * *Time.* A connection is a stranger's until the handshake of two nodes has shown that it is a peer's half
   (`Bounds.admit`). It has `Settings.stranger_s` for that, not counting the time in which this node's own
   loop stood still.
@@ -37,6 +41,8 @@ from fleetlm.wire.frames import MAX_HANDSHAKE_BYTES
 
 STRANGER_BYTES: Final = 4 * MAX_HANDSHAKE_BYTES
 """Bytes of frames that a stranger may send: a HELLO, a READY for each attempt, a PROBE with padding."""
+DECODED_AT_ONCE: Final = 64 * 1024
+"""Bytes that libzmq may have taken from the kernel and not looked at yet; it takes 8 KiB at a time."""
 LEAST_FRAME_BYTES: Final = 64
 """A smaller frame counts as so many bytes, which is what libzmq needs to keep it."""
 WINDOWS_UNREAD: Final = 4
@@ -49,6 +55,8 @@ KEPT_OF_8: Final = 7
 """So many eighths of the strangers stay when there are too many: they are sorted once for the rest."""
 CROWD_S: Final = 60.0
 """Seconds between two log lines about too many connections."""
+ENDLESS: Final = "it sends a message without end"
+"""How the reason begins with which a connection ends whose message is too long."""
 UNCERTAIN_BYTES: Final = 16 * 1024
 """Differences up to this are not corrected: heartbeats of some minutes."""
 
@@ -77,6 +85,13 @@ class Mark(NamedTuple):
     read_bytes: int | None
 
 
+class Taken(NamedTuple):
+    """Bytes that libzmq had taken from the kernel, at a time when the ROUTER had been empty so many times."""
+
+    bytes: int
+    drains: int
+
+
 class Accepted:
     """One accepted connection.
 
@@ -95,11 +110,12 @@ class Accepted:
         is_over: whether its frames are dropped, since its connection of two nodes is over.
         is_cut: whether it was ended.
         mark: see `Bounds._correct`.
+        taken: see `Bounds._is_endless`.
     """
 
     __slots__ = (
         "fd", "identity", "is_cut", "is_over", "is_peer", "mark", "read_bytes", "said_bytes", "since",
-        "source", "unread_bytes",
+        "source", "taken", "unread_bytes",
     )  # fmt: skip
 
     def __init__(self, fd: int, identity: Identity | None, now: float) -> None:
@@ -114,6 +130,7 @@ class Accepted:
         self.is_over: bool = False
         self.is_cut: bool = False
         self.mark: Mark | None = None
+        self.taken: Taken = Taken(0, 0)
 
     @property
     def ip(self) -> str:
@@ -137,6 +154,7 @@ class Bounds:
         self._stranger_s = settings.stranger_s
         self._unread_bytes = max(settings.unread_bytes, WINDOWS_UNREAD * settings.window_bytes)
         self._stranger_unread_bytes = self._unread_bytes // WINDOWS_UNREAD
+        self._unfinished_bytes = settings.max_frame_bytes + DECODED_AT_ONCE
         self._crowded_out = 0
         self._told_at = -math.inf
         self._most = max(1, min(settings.max_strangers, max_descriptors // 4))
@@ -225,13 +243,17 @@ class Bounds:
         Args:
             known: the connection.
             received: bytes that have come over it.
-            waiting: those of them that libzmq has not taken from the kernel; None if that is not known.
+            waiting: those of them that libzmq has not taken from the kernel, counted after ``received``; None
+                if that is not known.
             drains: how many times the ROUTER had no frame left.
 
         Returns:
             What must end: this connection, or the strangers with most unread bytes.
         """
         unread = received - known.read_bytes
+        if self._is_endless(known, received, waiting, drains):
+            self.forget(known)
+            return [(known, f"{ENDLESS}: {_show(unread)} of it have come")]
         if known.is_peer:
             if unread > UNCERTAIN_BYTES:
                 unread = self._correct(known, received, waiting, drains)
@@ -250,6 +272,24 @@ class Bounds:
             self.forget(worst)
             offences.append((worst, _describe(worst.unread_bytes)))
         return offences
+
+    def is_suspect(self, known: Accepted) -> bool:
+        """Whether so much of a connection is unread that it may be a message without end."""
+        return known.unread_bytes > self._most_unfinished(known)
+
+    def _most_unfinished(self, known: Accepted) -> int:
+        """The bytes that a message without its end may have: a stranger sends nothing but a handshake."""
+        return STRANGER_BYTES + DECODED_AT_ONCE if known in self._strangers else self._unfinished_bytes
+
+    def _is_endless(self, known: Accepted, received: int, waiting: int | None, drains: int) -> bool:
+        """Whether a message is longer than those of nodes, though it has not ended; see the module."""
+        most = self._most_unfinished(known)
+        if waiting is None or received - known.read_bytes <= most or drains == known.taken.drains:
+            return False
+        if known.taken.bytes - known.read_bytes > most:
+            return True
+        known.taken = Taken(received - waiting, drains)
+        return False
 
     def _correct(self, known: Accepted, received: int, waiting: int | None, drains: int) -> int:
         """Take one step of a correction, and return what is unread; see the module."""
@@ -282,6 +322,9 @@ class Bounds:
 
 def _describe(unread: int) -> str:
     return (
-        f"{unread / 2**20:,.1f} MiB of it are unread: it sends faster than its window allows, or a message "
-        "without end"
+        f"{_show(unread)} of it are unread: it sends faster than its window allows, or a message without end"
     )
+
+
+def _show(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f} MiB"

@@ -58,7 +58,7 @@ class Listening:
         """Listen at further addresses too, and warn of those where that fails."""
         for ip in ips:
             try:
-                self._taken.append((ip, _listen(ip, self.port)))
+                self._taken.append((ip, listen_at(ip, self.port)))
             except OSError as error:
                 where = endpoint(ip, self.port)
                 log.warning("%s %s cannot connect: %s", explain, where, error.strerror)
@@ -86,7 +86,7 @@ def take_port(ip: str, ports: Sequence[int]) -> Listening:
     refused = OSError(errno.EADDRINUSE, "no port was given")
     for port in ports:
         try:
-            return Listening(port, (ip, _listen(ip, port)))
+            return Listening(port, (ip, listen_at(ip, port)))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -94,28 +94,37 @@ def take_port(ip: str, ports: Sequence[int]) -> Listening:
     raise refused
 
 
-def _listen(ip: str, port: int) -> socket.socket:
-    """Make a socket that listens on ``ip:port``, or on all addresses of both families for ``*``."""
+def listen_at(ip: str, port: int, backlog: int = BACKLOG) -> socket.socket:
+    """Make a socket that listens on ``ip:port``, or on all addresses of both families for ``*``.
+
+    Args:
+        ip: an address of this machine, or ``*``.
+        port: 0: one that the system chooses.
+        backlog: connections that may wait to be accepted.
+
+    Raises:
+        OSError: the address cannot be used, or the port is taken.
+    """
     if ip != "*":
-        return _open(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip, port)
+        return _open(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip, port, backlog)
     try:
-        return _open(socket.AF_INET6, "::", port)
+        return _open(socket.AF_INET6, "::", port, backlog)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _open(socket.AF_INET, "0.0.0.0", port)  # noqa: S104  # a machine without IPv6
+        return _open(socket.AF_INET, "0.0.0.0", port, backlog)  # noqa: S104  # a machine without IPv6
 
 
-def _open(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+def _open(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        sock.listen(backlog)
         sock.setblocking(False)
-    except OSError:
+    except BaseException:
         sock.close()
         raise
     return sock

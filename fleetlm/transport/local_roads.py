@@ -26,6 +26,10 @@ have to know which frames had arrived, and keep all others until then. It happen
 in this host, and the nodes connect anew at once. A connection that ended soon is followed by one without a
 local road.
 
+A node opens a few roads at once and the others one after another (`OPENED_AT_ONCE`): where dozens of nodes
+start together on one host, roads would take nearly as much of the processor as the connections themselves,
+just when everybody waits for these. Meanwhile a connection sends on ZeroMQ.
+
 Whoever connects without the right ticket is disconnected, at the latest after `Settings.stranger_s`, and at
 most `MAX_WAITING` may wait. An abstract address needs no file and disappears with the process.
 
@@ -37,6 +41,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import struct
@@ -61,6 +66,10 @@ MAX_ACCEPTED: Final = 16
 """Connections accepted in one turn of the loop."""
 BACKLOG: Final = 128
 """Connections that may wait to be accepted; a node that finds no place stays with ZeroMQ."""
+OPENED_AT_ONCE: Final = 16
+"""Roads that a node opens without a pause: to all neighbours on most hosts."""
+OPENED_A_SECOND: Final = 8
+"""Roads beyond that: some 5 % of a processor while dozens of nodes start, see `benchmarks/NOTES.md`."""
 END_S: Final = 0.5
 """Seconds between the end of a local road and that of its connection. Mostly the peer has ended both, and
 ZeroMQ says so meanwhile, and why."""
@@ -121,6 +130,11 @@ class LocalRoads:
         """Source → its local road, which is not read yet."""
         self._reading_time: ReadingTime
         self._readers: dict[bytes, FrameReader] = {}
+        self._waiting: dict[int, tuple[int, bytes]] = {}
+        """Channel whose road is not opened yet → the number of the peer's listener, and the ticket."""
+        self._turn_at = -math.inf
+        """When the next road would be due if they were opened at equal distances; see `_open_next`."""
+        self._next_turn: asyncio.TimerHandle | None = None
         self._requests: dict[int, _Request] = {}
         """By channel."""
         self._writers: dict[int, FrameWriter] = {}
@@ -176,6 +190,9 @@ class LocalRoads:
     def close(self) -> None:
         """Close everything. Idempotent."""
         self._pause()
+        self._waiting.clear()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         for arrival in list(self._arrivals):
             self._refuse(arrival)
         for channel in [*self._requests, *self._writers]:
@@ -329,8 +346,26 @@ class LocalRoads:
 
     def open(self, channel: int, number: int, ticket: bytes) -> None:
         """Ask the listener with this number to let a channel in; `Listener.road_opened` follows then."""
-        if not self.number:
-            return
+        if self.number:
+            self._waiting[channel] = number, ticket
+            if self._next_turn is None:
+                self._open_next()
+
+    def _open_next(self) -> None:
+        """Open the roads that wait, as many as may be opened now: a token bucket, kept as one time."""
+        self._next_turn = None
+        while self._waiting:
+            now = self._loop.time()
+            self._turn_at = max(self._turn_at, now)
+            due = self._turn_at - (OPENED_AT_ONCE - 1) / OPENED_A_SECOND
+            if due > now:
+                self._next_turn = self._loop.call_at(due, self._open_next)
+                return
+            self._turn_at += 1 / OPENED_A_SECOND
+            channel = next(iter(self._waiting))
+            self._open(channel, *self._waiting.pop(channel))
+
+    def _open(self, channel: int, number: int, ticket: bytes) -> None:
         try:
             self._descriptors.take(1)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -361,6 +396,7 @@ class LocalRoads:
 
     def hang_up(self, channel: int) -> None:
         """Close the road of a channel, if it has one. What the kernel has of it still arrives. Idempotent."""
+        self._waiting.pop(channel, None)
         request = self._requests.pop(channel, None)
         if request is not None:
             self._loop.remove_reader(request.sock.fileno())

@@ -13,9 +13,7 @@ States of a source::
        └──handshake fails──► refused (a stranger)
 
 A connection that exceeds one of the `fleetlm.transport.bounds` is ended here, and so is that of a source
-with which the node is through (`disconnect`). Every `SWEEP_S` the router looks at the connections over which
-something has come since: an ``epoll`` of its own names them, edge-triggered, so a quiet connection costs
-nothing. Both happen on the node's loop: while that stands still, nothing is ended.
+with which the node is through (`disconnect`). `fleetlm.transport.sweeps` looks at what has come over them.
 
 Races, and where each is settled:
 
@@ -40,7 +38,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import select
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Final
@@ -49,7 +46,7 @@ import zmq
 
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
-from fleetlm.transport.bounds import ENCRYPTED, PLAIN, UNCERTAIN_BYTES, Accepted, Bounds, Offence
+from fleetlm.transport.bounds import ENCRYPTED, PLAIN, Accepted, Bounds, Offence
 from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.listening import Listening
@@ -61,7 +58,8 @@ from fleetlm.transport.sockets import (
     get_int,
     make_router,
 )
-from fleetlm.transport.tcp import KNOWS_RECEIVED, Copies, count_received, count_waiting
+from fleetlm.transport.sweeps import Sweeps
+from fleetlm.transport.tcp import Copies
 from fleetlm.wire.frames import Kind
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -81,15 +79,6 @@ MAX_LOST_SOURCES: Final = 1_024
 """Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256
 """Strangers' addresses remembered for `REFUSAL_INTERVAL_S`. When there are more, all are forgotten."""
-SWEEP_S: Final = 0.05
-"""Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
-QUIET_SWEEP_S: Final = 0.25
-"""The same where only peers are connected and little of them was unread at the last look. Looking twenty
-times a second would be most of what an idle node does."""
-MAX_LOOKS: Final = 128
-"""Connections looked at in one sweep, likewise; some 2 us each. The others are first in the next one."""
-LONGEST_SWEEP_S: Final = 0.5
-"""A sweep that is later than this is late since the loop stood still, which is no stranger's fault."""
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
@@ -120,6 +109,7 @@ class Router:
         listener: Listener,
         max_descriptors: int,
         drain: Callable[[bytes], None],
+        refuse: Callable[[str], str | None] | None = None,
     ) -> None:
         self._context = context
         self._loop = loop
@@ -128,6 +118,8 @@ class Router:
         self._listener = listener
         self._drain = drain
         """Reports what a source has sent over its local road."""
+        self._refuse = refuse
+        """From the address of this machine at which a connection arrived to the reason why it must end."""
         self._bounds = Bounds(settings, max_descriptors)
         self._overhead = ENCRYPTED if keys else PLAIN
         self._accepted: dict[int, Accepted] = {}
@@ -144,17 +136,10 @@ class Router:
         self._frames_read = 0
         self._drains = 0
         """How many times the ROUTER had no frame left."""
-        self._changed: select.epoll | None = None
-        """Names the connections over which something has come."""
-        self._is_quiet = False
-        """Whether the next sweep comes after `QUIET_SWEEP_S`."""
-        self._dialled: dict[int, Callable[[int], None]] = {}
-        """Descriptors of this node's own dials → what looks at how much has come back over them."""
+        self._sweeps = Sweeps(
+            loop, self._bounds, self._accepted, self._end_offenders, self._read_soon, lambda: self._drains
+        )
         self._copies: Copies | None = None
-        self._next_sweep: asyncio.TimerHandle | None = None
-        self._swept_at = 0.0
-        self._alive_s = 0.0
-        """Seconds in which this node's loop ran, while there were connections."""
         self._is_skipping = False
         self._next_read: asyncio.Handle | None = None
         self._next_monitor_read: asyncio.Handle | None = None
@@ -175,8 +160,6 @@ class Router:
         name = f"{self._settings.node_basename}:{listening.port}"
         self._sock = make_router(self._context, self._settings, name, own)
         self._copies = Copies()
-        if KNOWS_RECEIVED:
-            self._changed = select.epoll()
         self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
         for ip, sock in listening.sockets():
             adopt(self._sock, ip, listening.port, sock)
@@ -193,9 +176,10 @@ class Router:
         for fd in self._watched_fds:
             self._loop.remove_reader(fd)
         self._watched_fds.clear()
-        for handle in (self._next_read, self._next_monitor_read, self._next_sweep):
+        for handle in (self._next_read, self._next_monitor_read):
             if handle is not None:
                 handle.cancel()
+        self._sweeps.close()
         if self._monitor is not None:
             self._monitor.close()
         if self._sock is not None:
@@ -204,10 +188,9 @@ class Router:
         if self._zap_handler is not None:
             self._zap_handler.close()
             self._zap_handler = None
-        for each in (self._copies, self._changed):
-            if each is not None:
-                each.close()
-        self._copies = self._changed = None
+        if self._copies is not None:
+            self._copies.close()
+            self._copies = None
 
     def admit(self, source: bytes) -> None:
         """A source is a half of a connection that is up: it may send as a peer may."""
@@ -226,15 +209,10 @@ class Router:
         else:
             self._cut(known)
 
-    def watch(self, fd: int, look: Callable[[int], None]) -> None:
-        """Call ``look`` with the bytes received over a dialled connection, soon after some have come."""
-        self._dialled[fd] = look
-        self._notice(fd)
-
-    def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
-        """Undo a `watch`, unless the descriptor is another connection's by now. Idempotent."""
-        if self._dialled.get(fd) == look:
-            del self._dialled[fd]
+    @property
+    def watcher(self) -> Sweeps:
+        """Looks at what comes back over the connections that this node dials."""
+        return self._sweeps
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back. It is dropped if the source is gone or does not read."""
@@ -380,7 +358,7 @@ class Router:
             return None  # an old ZeroMQ, or bytes of a stranger that only look like a frame
         known = self._accepted.get(fd)
         if known is None:  # the connection was accepted and ended before its frame was read
-            known = Accepted(fd, None, self._alive_s)
+            known = Accepted(fd, None, self._sweeps.alive_s)
             self._ending[source] = self._new_ending()
         elif known.is_cut:
             self._remember_lost(source)
@@ -451,65 +429,31 @@ class Router:
         assert self._copies is not None
         if fd in self._accepted:
             self._end_connection(fd)
-        known = self._accepted[fd] = Accepted(fd, self._copies.identify(fd), self._alive_s)
-        self._notice(fd)
+        known = self._accepted[fd] = Accepted(fd, self._copies.identify(fd), self._sweeps.alive_s)
+        self._sweeps.notice(fd)
+        identity = known.identity
+        why = None if self._refuse is None or identity is None else self._refuse(identity.here)
+        if why is not None:
+            self._end_offenders([(known, why)])
+            return
         crowd = self._bounds.accept(known)
         for each in crowd:
             self._cut(each)
         if crowd and (said := self._bounds.tell_crowd(self._loop.time(), len(crowd), crowd[-1].ip)):
             log.warning("%s", said)
 
-    def _notice(self, fd: int) -> None:
-        """Look at a connection in each sweep before which something has come over it."""
-        if self._changed is not None:
-            with contextlib.suppress(OSError):  # It has ended already.
-                self._changed.register(fd, select.EPOLLIN | select.EPOLLET)
-        if self._next_sweep is None:
-            self._swept_at = self._loop.time()
-        elif self._is_quiet:
-            self._next_sweep.cancel()
-        else:
-            return
-        self._is_quiet = False
-        self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
-
     def _end_connection(self, fd: int) -> None:
         """A connection has ended: mark its source as ending, or report the stranger that failed."""
         known = self._accepted.pop(fd, None)
         failure, self._failure = self._failure, None
         if known is None:
-            known = Accepted(fd, None, self._alive_s)
+            known = Accepted(fd, None, self._sweeps.alive_s)
         self._bounds.forget(known)
         if known.source is not None:
             self._ending[known.source] = self._new_ending()
         elif failure is not None and not known.is_cut:
             reason = explain_refusal_here(*failure, len(self._keys))
             self._loop.call_soon(self._report_refused, known.ip, reason)
-
-    def _sweep(self) -> None:
-        """Look at the connections over which something has come, and end those that exceed a bound."""
-        now = self._loop.time()
-        self._alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
-        self._swept_at = now
-        self._end_offenders(self._bounds.expire(self._alive_s))
-        is_quiet = not self._bounds.strangers
-        for fd, _ in [] if self._changed is None else self._changed.poll(0, MAX_LOOKS):
-            received = count_received(fd)
-            if received is None:
-                continue
-            if fd in self._dialled:
-                self._dialled[fd](received)
-            known = self._accepted.get(fd)
-            if known is None or known.is_cut:
-                continue
-            is_uncertain = received - known.read_bytes > UNCERTAIN_BYTES
-            is_quiet = is_quiet and not is_uncertain
-            waiting = count_waiting(fd) if is_uncertain else None
-            self._end_offenders(self._bounds.look(known, received, waiting, self._drains))
-        is_idle = not self._accepted and not self._dialled
-        self._is_quiet = is_quiet
-        pause_s = QUIET_SWEEP_S if is_quiet else SWEEP_S
-        self._next_sweep = None if is_idle else self._loop.call_later(pause_s, self._sweep)
 
     def _end_offenders(self, offences: Iterable[Offence]) -> None:
         """End these connections, and report each of them."""

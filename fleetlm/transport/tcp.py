@@ -40,6 +40,8 @@ class Identity(NamedTuple):
     ip: str
     port: int
     cookie: bytes
+    here: str = ""
+    """The address of this machine at which it arrived."""
 
 
 def copy_of(fd: int) -> socket.socket | None:
@@ -160,6 +162,7 @@ def _identify(sock: socket.socket) -> Identity | None:
     try:
         ip, port = sock.getpeername()[:2]
         cookie = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) if KNOWS_RECEIVED else b""
-        return Identity(canonical_ip(ip) or ip, port, cookie)
+        here = sock.getsockname()[0]
+        return Identity(canonical_ip(ip) or ip, port, cookie, canonical_ip(here) or here)
     except (OSError, IndexError, TypeError, ValueError):
         return None

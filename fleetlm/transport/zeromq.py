@@ -39,7 +39,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
@@ -71,6 +71,7 @@ from fleetlm.transport.sockets import (
     may_dial_from,
     raise_descriptor_limit,
 )
+from fleetlm.transport.sweeps import Sweeps
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -96,6 +97,8 @@ class ZmqTransport:
         aliases: further addresses of this machine at which to listen, so that nodes of the other family
             (IPv4 or IPv6) reach this one.
         loop: the event loop; default: the loop that runs `start`.
+        refuse: returns why a connection is refused that arrived at an address of this machine, or None;
+            default: none is.
         context_io_threads: number of libzmq's I/O threads. With more than one,
             `Listener.stranger_refused` may give the address of another stranger that failed at the
             same moment.
@@ -106,11 +109,13 @@ class ZmqTransport:
         settings: Settings,
         *,
         aliases: Sequence[str] = (),
+        refuse: Callable[[str], str | None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         context_io_threads: int = 1,
     ) -> None:
         self._settings = settings
         self._aliases = tuple(aliases)
+        self._refuse = refuse
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
@@ -212,6 +217,7 @@ class ZmqTransport:
                 listener,
                 limit_of_descriptors(),
                 self._roads.drain,
+                self._refuse,
             )
             self._router.open(listening)
         except (zmq.ZMQError, OSError) as error:
@@ -376,9 +382,9 @@ class ZmqTransport:
             known.end("the local road ended, while the connection was alive")
 
     @property
-    def watcher(self) -> Router | None:
+    def watcher(self) -> Sweeps | None:
         """Bounds what dialled nodes send back."""
-        return self._router
+        return None if self._router is None else self._router.watcher
 
     def channel_opened(self, channel: int) -> None:
         """Pass the fact on to the listener."""

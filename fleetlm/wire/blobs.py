@@ -17,6 +17,7 @@ than `MIN_BLOB_BYTES`, so that the bytes that a peer may announce bound their nu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import SEEK_CUR, BytesIO
 from typing import Final
 
@@ -31,14 +32,14 @@ class Parcel:
 
     Attributes:
         envelope: the packed message without them.
-        blobs: never changed any more.
+        blobs: never changed any more; the messages of a broadcast share them.
     """
 
     __slots__ = ("_size_bytes", "blobs", "envelope")
 
-    def __init__(self, envelope: bytes, blobs: list[bytes]) -> None:
+    def __init__(self, envelope: bytes, blobs: Sequence[bytes]) -> None:
         self.envelope: bytes = envelope
-        self.blobs: list[bytes] = blobs
+        self.blobs: Sequence[bytes] = blobs
         self._size_bytes = len(envelope) + sum(map(len, blobs))
 
     def __len__(self) -> int:

@@ -82,7 +82,7 @@ class Codec(Decoder):
     Args:
         types: the register of dataclasses that may travel.
         max_nesting: how many containers may be inside each other in one message, 1 to 128.
-        max_message_bytes: the largest result of `pack` and `pack_value`.
+        max_message_bytes: the largest result of `pack`, `pack_part` and `pack_value`.
         large_bytes: from this size on bytes and buffers travel beside a message (`wire.blobs`). Default:
             never.
 
@@ -185,6 +185,24 @@ class Codec(Decoder):
             self._least_blob_bytes = self._large_bytes
         assert isinstance(packed, bytes)
         return packed
+
+    def pack_part(self, value: Any) -> Packed:
+        """Do as `pack_value`, with large bytes beside it as in `pack`: many messages may share them."""
+        self.extra_bytes = 0
+        try:
+            kind = type(value)
+            is_plain = kind in SCALARS and (kind is not bytes or len(value) < self._least_blob_bytes)
+            data: bytes = self._pack(value if is_plain else self._plain(value, 1))
+        except _pack_errors as error:
+            raise self._refusal(value, error) from None
+        except BaseException:
+            self._start_over()
+            raise
+        if self._beside:
+            return self._take_blobs(data)
+        if len(data) > self._watch_bytes:
+            self._after_large(data)
+        return data
 
     def pack_value(self, value: Any) -> bytes:
         """Pack a value alone, to be joined with the rest of a message. Raises as `pack` does."""

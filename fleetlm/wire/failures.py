@@ -25,7 +25,9 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
     NotDelivered,
+    NotLoaded,
     NotOwner,
+    NotStored,
     OutcomeUnknown,
     ProcessDown,
     RemoteError,
@@ -52,6 +54,8 @@ class FailureKind(IntEnum):
     UNREAD = 10  # none: the consumer of a stream knows what it asked for
     NOT_ALLOWED = 11  # node, why
     NOT_OWNER = 12  # entity, node, epoch
+    NOT_LOADED = 13  # entity, why
+    NOT_STORED = 14  # entity, why
 
 
 def may_have_run(kind: FailureKind, details: list[str]) -> bool:
@@ -100,6 +104,8 @@ _OF_TWO_TEXTS: Final[dict[int, Callable[[str, str], FleetError]]] = {
     FailureKind.NAME_TAKEN: AlreadyRegistered,
     FailureKind.NO_HANDLER: NoHandler,
     FailureKind.NOT_ALLOWED: NotAllowed,
+    FailureKind.NOT_LOADED: NotLoaded,
+    FailureKind.NOT_STORED: NotStored,
 }
 """What is made of the first two texts of a failure."""
 
@@ -113,6 +119,7 @@ _NEVER_RAN: Final = frozenset(
         FailureKind.NO_HANDLER,
         FailureKind.NOT_ALLOWED,
         FailureKind.NOT_OWNER,
+        FailureKind.NOT_LOADED,
     }
 )
 """The kinds whose exceptions are a `NotDelivered`; `may_have_run` decides on DRAINING."""

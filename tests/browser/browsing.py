@@ -15,7 +15,7 @@ from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from fleetlm import Actor, Call, Child, FleetError, Node, Process, Supervisor
+from fleetlm import Actor, Call, Child, Entity, FleetError, Node, Process, Supervisor, handler
 from fleetlm.ops.service import OpsService
 from tests.support.guides import ROOT
 from tests.system.cluster_tools import Fleet
@@ -28,6 +28,14 @@ ARGUMENTS = [
 IMAGES = ROOT / "docs" / "images"
 MAX_IMAGE_BYTES = 200_000
 TIMEOUT_MS = 15_000
+
+
+class Chat(Entity):
+    """Something with a key."""
+
+    @handler
+    async def say(self) -> str:
+        return self.key
 
 
 class Ranker(Actor):
@@ -73,6 +81,9 @@ async def node_with_page(fleet: Fleet, **env: str) -> Node:
     for number in range(20):
         node.send_nowait("archive", number)
     await node.registry.register("leader", node.spawn(slow))
+    chats = await node.entities.host(Chat, "chats", shards=16)
+    for number in range(3):
+        await chats[f"c-{number}"].call(Chat.say)
     return node
 
 

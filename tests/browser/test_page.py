@@ -9,7 +9,7 @@ pytest.importorskip("playwright", reason="`make test-browser` installs it")
 from fleetlm.ops.application import OpsApp
 from fleetlm.ops.listener import Listener, listen
 from tests.browser.browsing import TIMEOUT_MS, node_with_page, ops_port, watching
-from tests.support.ops_fakes import FakeQuestions, overview_of, process
+from tests.support.ops_fakes import FakeQuestions, kind, overview_of, process
 from tests.system.cluster_tools import Fleet
 
 pytestmark = [pytest.mark.browser, pytest.mark.deadline(60)]
@@ -34,6 +34,8 @@ async def test_a_killed_worker_is_red_within_two_seconds() -> None:
             await page.page.wait_for_selector("text=gpu-1", timeout=TIMEOUT_MS)
             await page.page.wait_for_selector("#groups >> text=rankers", timeout=TIMEOUT_MS)
             await page.page.wait_for_selector("#names >> text=leader", timeout=TIMEOUT_MS)
+            chats = "document.querySelector('#entities tbody tr')?.textContent"
+            await page.until(f"{chats}?.startsWith('chats') && {chats}.includes('16 / 16')")
             await page.picture("light")
             victim.kill()
             taken = await page.cell(a, b, "down", 2.0)
@@ -210,6 +212,16 @@ async def test_64_nodes_and_hostile_texts_are_shown_as_texts() -> None:
     evil["groups"] = {HOSTILE: {"members": [HOSTILE], "count": 1}}
     evil["events"] = [{"wall_ms": 1e99, "kind": HOSTILE, "text": HOSTILE * 10}]
     evil["names"] = "no map at all"
+    evil["kinds"] = {
+        HOSTILE: {
+            "is_hosted": True,
+            "runs": HOSTILE,
+            "owned": HOSTILE,
+            "differing": {HOSTILE: 1},
+            "quorum": 7,
+        },
+        "lost": kind(quorum={"expected": 3, "seen": 1, "holds": False}, unowned=9),
+    }
     evil["peers"][0]["last_error"] = HOSTILE
     questions.overview_now = shown
     sockets = listen("127.0.0.1", range(1))
@@ -225,6 +237,8 @@ async def test_64_nodes_and_hostile_texts_are_shown_as_texts() -> None:
             assert "hacked" not in await page.page.title()
             assert await page.page.evaluate("document.documentElement.scrollWidth") <= 1_280
             assert await page.page.locator("#processes tbody tr").count() > 2
+            lost = page.page.locator("#entities tbody tr", has_text="no quorum: 1 of 3 hosts are seen")
+            assert await lost.locator("td[data-state=down]").count() == 1
             await page.page.screenshot()
             page.check()
     finally:

@@ -21,7 +21,7 @@ COOKIE = "k7Qm2vX9pLr4Tz8wNc3B"
 UP_S = 120.0
 ASK_S = 5.0
 PREFIX = "fleetlm-fastapi"
-BODY = {"session": "s", "turns": [{"role": "user", "content": "hello there"}]}
+BODY = {"turns": [{"role": "user", "content": "hello there"}]}
 
 
 class Kit:

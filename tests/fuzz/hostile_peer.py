@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from fleetlm import Actor, Call, FleetError, Node, Pid, Process, handler
+from fleetlm import Actor, Call, Entity, FleetError, Node, Pid, Process, handler
 from fleetlm.node import parts_of
 from fleetlm.wire import frames
 from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, Kind
@@ -52,6 +52,24 @@ class Echo(Actor):
             yield number
 
 
+class Box(Entity):
+    """An entity that keeps what it was given last."""
+
+    async def load(self, state: Any) -> None:
+        self.kept: Any = state
+
+    async def save(self) -> Any:
+        return self.kept
+
+    async def merge(self, other: Any) -> None:
+        self.kept = other
+
+    @handler
+    async def keep(self, value: Any) -> Any:
+        self.kept = value
+        return value
+
+
 async def plain(process: Process) -> None:
     """Reply to calls with their message, and survive exit signals."""
     process.trap_exit = True
@@ -72,6 +90,11 @@ def furnish(node: Node) -> None:
     node.spawn(plain, name="honest")
     node.spawn(stuck, name="stuck")
     node.factories.register("stuck", stuck)
+
+
+async def host(node: Node) -> None:
+    """Let a node host a kind of entities, of which some move whenever a host comes."""
+    await node.entities.host(Box, "boxes", shards=8, settle_s=0.05, rebalance_s=0.2, handoff_s=0.5)
 
 
 class Mutator:
@@ -244,5 +267,28 @@ async def _names(process: Process, to: str, rng: random.Random) -> None:
     await process.node.whereis("plain", to, REQUEST_S)
 
 
+async def _entities(process: Process, to: str, rng: random.Random) -> None:
+    boxes = process.node.entities.ref(Box, "boxes")
+    await boxes[f"k{rng.randrange(20)}"].within(REQUEST_S).call(Box.keep, {"n": rng.randrange(9)})
+    if rng.random() < 0.2:
+        await boxes.move(rng.randrange(8), to)
+
+
+async def _rows(process: Process, to: str, rng: random.Random) -> None:
+    table = process.node.table(f"t{rng.randrange(2)}")
+    table.put(f"k{rng.randrange(5)}", [rng.randrange(9), "x"])
+    table.drop(f"k{rng.randrange(5)}")
+
+
+async def _members(process: Process, to: str, rng: random.Random) -> None:
+    member = process.node.groups.join("models", process.pid, meta={"zone": rng.randrange(3)})
+    member.report(free=rng.random(), busy=2.0)
+    member.describe({"zone": "b"})
+    process.node.groups.leave("models", process.pid)
+
+
 Request = Callable[[Process, str, random.Random], Awaitable[None]]
-REQUESTS: tuple[Request, ...] = (_call, _send, _large, _actor, _stream, _spawn, _ties, _tables, _names)
+REQUESTS: tuple[Request, ...] = (
+    *(_call, _send, _large, _actor, _stream, _spawn, _ties, _tables, _names),
+    *(_entities, _rows, _members),
+)

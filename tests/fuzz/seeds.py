@@ -79,6 +79,39 @@ def _facts() -> list[Any]:
     ]
 
 
+def _rows() -> list[Any]:
+    return [
+        ["put", "t", [["a", b"\x01"], ["b", CODEC.pack_value({"x": [1]})]]],
+        ["put", "t", [["a", b"\xc0"]]],
+        ["put", "mine", [["key", b"\x02"]]],
+        ["drop", "t", ["a"]],
+        ["drop", "t", ["b"]],
+    ]
+
+
+def _members() -> list[Any]:
+    return [
+        ["metas", [["g", 1, b"\x01"], ["mine", 2, None]]],
+        ["gauges", [["g", 1, {"free": 1.5, "busy": 2}]]],
+        ["members", [["g", 2, b"\xa1x"]], [["g", 2, {"free": 0}, 1_500]]],
+        ["loads", {HERE: [1, {1: 3, 2: 1}], "fleetlm@10.0.0.3": [3, {7: 1}]}],
+        ["loads", {}],
+        ["metas", [["g", 1, None]]],
+    ]
+
+
+def _shards() -> list[Any]:
+    return [
+        ["hosts", [["mine", 9, 16, [[1, 6, 5], [7, 1, 1]]], ["other", 10, 4, []]]],
+        ["claim", "mine", [[2, 9, 4], [8, 1, 1]]],
+        ["passed", "mine", [[7, 2, HERE], [8, 5, "fleetlm@10.0.0.3"]]],
+        ["dropped", "mine", [2]],
+        ["claim", "mine", [[3, (1 << 63) - 1, 1]]],
+        ["unhost", "other"],
+        ["unhost", "mine"],
+    ]
+
+
 def _messages() -> list[Any]:
     invoke = ["echo", [1], {}]
     carrier = pack_carrier({"traceparent": "00-1-2-01", "request-id": 7})
@@ -110,6 +143,9 @@ def _messages() -> list[Any]:
         operations.request("ping", None, 6),
         operations.request("register", ["x", _OURS], 7),
         *(operations.signal(each) for each in _signals()),
+        *(operations.table("rows", each) for each in _rows()),
+        *(operations.table("members", each) for each in _members()),
+        *(operations.table("shards", each) for each in _shards()),
         *(operations.table("groups" if each[0] in ("join", "leave") else "names", each) for each in _facts()),
     ]
 
@@ -215,6 +251,9 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "chunks": lambda: [b"\0\1\x14" + b"x" * 20, b"\1\2\x1e" + b"y" * 30, *_courses()],
     "messages": _batches,
     "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],
+    "rows": lambda: [CODEC.pack_value(facts) for facts in (_rows(), *([one] for one in _rows()))],
+    "members": lambda: [CODEC.pack_value(facts) for facts in (_members(), *([one] for one in _members()))],
+    "shards": lambda: [CODEC.pack_value(facts) for facts in (_shards(), *([one] for one in _shards()))],
     "links": lambda: [CODEC.pack_value(signals) for signals in (_signals(), *([one] for one in _signals()))],
     "overview": _parts,
     "kernel": _courses,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz import pair_target, state_targets, text_targets, wire_targets
+from tests.fuzz import pair_target, replica_targets, state_targets, text_targets, wire_targets
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": wire_targets.fuzz_frames,
@@ -14,6 +14,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "chunks": wire_targets.fuzz_chunks,
     "messages": wire_targets.fuzz_messages,
     "tables": state_targets.fuzz_tables,
+    "rows": replica_targets.fuzz_rows,
+    "members": replica_targets.fuzz_members,
+    "shards": replica_targets.fuzz_shards,
     "links": state_targets.fuzz_links,
     "overview": state_targets.fuzz_overview,
     "kernel": state_targets.fuzz_kernel,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 
 import pytest
 
-from fleetlm import Node, NodeDown
+from fleetlm import FleetError, Node, NodeDown
 from fleetlm.testing import SimCluster
 from fleetlm.testing.cluster import SETTINGS
-from tests.fuzz.hostile_peer import Mutator, furnish, talk
+from tests.fuzz.hostile_peer import Box, Mutator, furnish, host, talk
 from tests.sim.seeded import run_stories
 
 ROUNDS = 4
@@ -27,6 +28,7 @@ async def story(seed: int) -> None:
         victim, honest, hostile = await cluster.start(3)
         for node in (victim, honest):
             furnish(node)
+            await host(node)
         await cluster.mesh(timeout=10)
         is_over, rng = asyncio.Event(), cluster.rng_of("hostile peer")
         reasons: list[str] = []
@@ -44,6 +46,9 @@ async def story(seed: int) -> None:
             changed += await hostile_round(hostile, victim.name, rng)
             hostile = await cluster.restart(hostile)
         await cluster.crash(hostile)
+        boxes = honest.entities.ref(Box, "boxes")
+        for key in map(str, range(20)):
+            assert await boxes[key].within(10.0).call(Box.keep, key) == key, "each shard has an owner again"
         is_over.set()
         await calling
         await cluster.stop(victim)
@@ -57,6 +62,8 @@ async def hostile_round(node: Node, to: str, rng: random.Random) -> int:
     """Let a node talk to another one for a while, with changed frames. Returns how many were changed."""
     loop = asyncio.get_running_loop()
     ends_at, mutator = loop.time() + ROUND_S, Mutator(node, rng, rng.choice((0.01, 0.05, 0.2, 0.5)))
+    with contextlib.suppress(FleetError):
+        await host(node)
     await talk(node, to, rng, lambda: loop.time() > ends_at)
     return mutator.changed
 

@@ -138,12 +138,12 @@ def test_an_expression_uses_series_and_labels_that_a_node_renders(expression: st
 
 def test_values_of_labels_in_expressions_exist() -> None:
     from fleetlm.core.dns_answers import Outcome
-    from fleetlm.metrics.reading import STATES
+    from fleetlm.metrics.reading import HANDOFF_ENDS, STATES
     from fleetlm.telemetry import ENDS, OUTCOMES
 
-    known = {*STATES, *ENDS, *OUTCOMES, *(each.value for each in Outcome)}
+    known = {*STATES, *HANDOFF_ENDS, *ENDS, *OUTCOMES, *(each.value for each in Outcome)}
     for expression in expressions():
-        for values in re.findall(r'\b(?:state|reason|outcome)(?:=~|!~|!=|=)"(.*?)"', expression):
+        for values in re.findall(r'\b(?:state|reason|outcome|end)(?:=~|!~|!=|=)"(.*?)"', expression):
             assert set(values.split("|")) <= known
 
 

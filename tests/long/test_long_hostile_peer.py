@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 
 import pytest
 
-from fleetlm import Node, Settings
-from tests.fuzz.hostile_peer import Mutator, furnish, talk
+from fleetlm import FleetError, Node, Settings
+from tests.fuzz.hostile_peer import Box, Mutator, furnish, host, talk
 from tests.system.cluster_tools import Fleet, quantile
 from tests.system.cluster_worker import open_files, resident_kib
 
@@ -33,12 +34,17 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
     async with Fleet(static=(2, 3, 4), **env) as fleet:  # type: ignore[arg-type]
         victim, honest = await fleet.node(2, quick(fleet, 2)), await fleet.node(3)
         furnish(victim)
+        for node in (victim, honest):
+            await host(node)
         await honest.ready(1, 10.0)
         before, is_over = (open_files(), resident_kib()), asyncio.Event()
         calling = asyncio.create_task(call(honest, victim.name, is_over))
         rng, changed, ends_at = random.Random(7), 0, time.monotonic() + SECONDS / 2
         while time.monotonic() < ends_at:
             changed += await live(fleet, 4, victim.name, rng)
+        boxes = honest.entities.ref(Box, "boxes")
+        for key in map(str, range(20)):
+            assert await boxes[key].within(10.0).call(Box.keep, key) == key, "each shard has an owner again"
         is_over.set()
         taken = await calling
         print(f"{changed} frames changed; {len(taken)} calls, p99 {quantile(taken, 0.99) * 1000:.1f} ms")
@@ -63,6 +69,8 @@ async def live(fleet: Fleet, number: int, to: str, rng: random.Random) -> int:
     ends_at = time.monotonic() + LIFE_S
     mutator = Mutator(node, rng, rng.choice((0.01, 0.05, 0.2, 0.5)))
     try:
+        with contextlib.suppress(FleetError):
+            await host(node)
         await talk(node, to, rng, lambda: time.monotonic() > ends_at)
     finally:
         await node.stop(drain_s=0)

@@ -178,7 +178,7 @@ async def test_a_host_process_that_is_killed_is_started_anew(
     await fleet.until(lambda: one.entities._hosted.get("s") not in (None, first))
     assert await refs[key].within(10).call(Session.append, "y") == 1
     await fleet.until(lambda: len(refs.shards()) == 8)
-    assert "the host of s has ended ('killed')" in caplog.text
+    assert "the host of s has ended ('killed'), with what lived here: it is started anew" in caplog.text
     assert first.process.pid not in {each.pid for each in one.processes()}
     assert not first.seats
 

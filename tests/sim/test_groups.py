@@ -31,6 +31,7 @@ from fleetlm.directory import replication
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import SimCluster, run
 from fleetlm.testing.cluster import SETTINGS
+from fleetlm.wire.blobs import Packed
 from fleetlm.wire.codec import Codec
 from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 
@@ -276,9 +277,9 @@ async def test_a_broadcast_reaches_every_member_once_and_is_encoded_once(
     packed: list[Any] = []
 
     class Counting(Codec):
-        def pack_value(self, value: Any) -> bytes:
+        def pack_part(self, value: Any) -> Packed:
             packed.append(value)
-            return super().pack_value(value)
+            return super().pack_part(value)
 
     a._outbound._codec = Counting()
     message = {"tokens": (1, 2)}

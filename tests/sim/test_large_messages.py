@@ -78,3 +78,29 @@ async def test_a_call_with_too_much_inside_fails_alone(fleet: Fleet, monkeypatch
         await one.call(("echo", two.name), [[]] * 1_200_000, timeout=5)
     assert await one.call(("echo", two.name), 1, timeout=5) == "ok"
     assert one.list() == [two.name]
+
+
+async def test_large_bytes_reach_all_receivers_of_one_message(fleet: Fleet) -> None:
+    one, *others = await fleet.start(4)
+    seen: list[Any] = []
+
+    async def answer(process: Process) -> None:
+        async for message in process.mailbox:
+            if isinstance(message, Call):
+                data, what = message.message
+                message.reply([len(data), type(data).__name__, what])
+            else:
+                seen.append(message)
+
+    for node in others:
+        for name in ("first", "second"):
+            node.spawn(answer, name=name)
+    targets = [(name, node.name) for node in others for name in ("first", "second")]
+    data = bytes(range(256)) * 2_000
+    expected = [[len(data), "bytearray", "call"]] * 6
+    assert await one.multicall(targets, [bytearray(data), "call"]) == expected
+    assert await one.broadcast("first", {"data": data, "also": bytearray(data)}) == 3
+    await fleet.until(lambda: len(seen) == 3)
+    assert all(each["data"] == data and each["also"] == data for each in seen)
+    seen[0]["also"][0] = 7
+    assert seen[1]["also"][0] == 0, "each receiver has memory of its own"

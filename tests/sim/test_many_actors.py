@@ -22,6 +22,7 @@ from fleetlm import (
     handler,
 )
 from fleetlm.testing.loop import SimLoop
+from fleetlm.wire.blobs import Packed
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.invocation import Invoke
 from tests.sim.fleet import Fleet, collector, simulated
@@ -104,9 +105,9 @@ async def test_a_multicall_is_encoded_once_and_ends_at_its_limit(fleet: Fleet) -
     packed: list[Any] = []
 
     class Counting(Codec):
-        def pack_value(self, value: Any) -> bytes:
+        def pack_part(self, value: Any) -> Packed:
             packed.append(value)
-            return super().pack_value(value)
+            return super().pack_part(value)
 
     a._outbound._codec = Counting()
     began = SimLoop.current().time()

@@ -15,6 +15,7 @@ from examples.tutorial import (
     step4_drain,
     step5_sessions,
     step6_web,
+    step7_entities,
 )
 from fleetlm import Node, asgi
 from fleetlm.testing import Fleet
@@ -93,3 +94,40 @@ async def test_6_a_browser_reads_events(fleet: Fleet) -> None:
             await fleet.until(lambda: web.groups.members("models"))
             answer = await client.get("/chat", params=query)
     assert [data for _, data in events_in(answer.text)][1:] == ["hello", None]
+
+
+@pytest.mark.fleet(seeds=3)
+async def test_7_a_conversation_survives_a_rolling_restart(fleet: Fleet) -> None:
+    async def deploy(node: Node) -> None:
+        working = asyncio.create_task(step7_entities.worker(node))
+        await fleet.until(lambda: any(each.hosted for each in node.entities.info()))
+        running.append(working)
+
+    running: list[asyncio.Task[None]] = []
+    web, *nodes = await fleet.start(3)
+    for node in nodes:
+        await deploy(node)
+    async with asgi.running(step7_entities.app, web) as served:
+        transport = httpx.ASGITransport(app=served)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def say(turn: int) -> None:
+                query = {"session": "ada", "prompt": f"line {turn}"}
+                answer = await client.get("/chat", params=query)
+                first, *words = [data for _, data in events_in(answer.text)]
+                assert first.startswith(f"turn {turn}, kept by "), answer.text
+                assert words == ["line", str(turn), None]
+
+            async def talk() -> None:
+                for turn in range(1, 21):
+                    await say(turn)
+
+            talking = asyncio.create_task(talk())
+            for node in nodes:
+                await fleet.sleep(fleet.rng.uniform(0.2, 2.0))
+                await node.stop()
+                await deploy(await fleet.restart(node))
+            await talking
+    for working in running:
+        working.cancel()
+    await asyncio.wait(running)

@@ -41,6 +41,15 @@ def branch(name: str, at: str, number: int, *children: dict[str, Any], restarts:
     }  # fmt: skip
 
 
+def kind(owned: int = 86, **more: Any) -> dict[str, Any]:
+    return {
+        "shards": 256, "unowned": 0, "hosts": 3, "differing": {}, "is_hosted": True,
+        "runs": "app.chat:Session", "owned": owned, "moving": 0, "alive": 1_204, "live": 100_000,
+        "kept_bytes": 50_000, "max_kept_bytes": 268_435_456, "activated": 2_000, "fenced": 0,
+        "handed_over": 3, "taken": 7, "stayed": 0, "quorum": None, **more,
+    }  # fmt: skip
+
+
 def part(name: str, peers: list[dict[str, Any]], tick: int = 0, **more: Any) -> dict[str, Any]:
     """What a node tells of itself; its counters grow with ``tick``, in seconds."""
     trees = [branch("workers", name, 1, branch("embedder", name, 2), branch("ranker", name, 3, restarts=2))]
@@ -54,6 +63,7 @@ def part(name: str, peers: list[dict[str, Any]], tick: int = 0, **more: Any) -> 
         "trees": trees,
         "groups": {"rankers": {"members": [f"<{name}.3>"], "count": 1}},
         "names": {"leader": f"<{name}.4>"},
+        "kinds": {"sessions": kind()},
         "counters": {
             "messages_sent": 100 * tick, "messages_received": 90 * tick, "undelivered": 0, "unreadable": 0,
             "bytes_sent": 10_000 * tick, "bytes_received": 9_000 * tick, "polls": 12,

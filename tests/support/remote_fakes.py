@@ -6,6 +6,7 @@ from typing import Any
 
 from fleetlm.core.topology import PeerInfo
 from fleetlm.discovery.own_address import OwnAddress, Rule
+from fleetlm.entities.info import KindInfo
 from fleetlm.ids import Pid
 from fleetlm.processes.info import ProcessInfo
 from fleetlm.runtime.info import NodeInfo
@@ -78,6 +79,19 @@ class FakeGroups:
         return self.members(group)[:1]
 
 
+class FakeEntities:
+    """Keyed entities of the kinds that a test names."""
+
+    def __init__(self) -> None:
+        self.known: list[KindInfo] = []
+
+    def info(self) -> Any:
+        return self.known
+
+    def kinds(self) -> Any:
+        return [each.kind for each in self.known]
+
+
 class FakeNode:
     """Has the methods of a node that the remote shell uses, and records calls in ``told``."""
 
@@ -89,6 +103,7 @@ class FakeNode:
         self.pids = [Pid(name, 5, number) for number in (1, 2)]
         self.told: list[Any] = []
         self.groups = FakeGroups(self.pids)
+        self.entities = FakeEntities()
 
     def list(self, *selectors: str) -> list[str]:
         self.told.append(selectors)

@@ -182,11 +182,16 @@ PORT = 14_370
 
 @contextlib.asynccontextmanager
 async def station(
-    ip: str | None = None, port: int = PORT, *, aliases: Sequence[str] = (), **settings: Any
+    ip: str | None = None,
+    port: int = PORT,
+    *,
+    aliases: Sequence[str] = (),
+    refuse: Callable[[str], str | None] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Station]:
     ip = ip or free_ip()
     seen = Recorder()
-    transport = ZmqTransport(Settings(**settings), aliases=aliases)
+    transport = ZmqTransport(Settings(**settings), aliases=aliases, refuse=refuse)
     await transport.bind(ip, [port])
     seen.admit, seen.follow = transport.admit, transport.follow_road
     await transport.start(seen)

@@ -97,12 +97,12 @@ async def until_known(client: httpx.AsyncClient, workers: int, fronts: int = 2) 
             await asyncio.sleep(0.02)
 
 
-def conversation(session: str, words: int) -> dict[str, Any]:
-    return {"session": session, "turns": [{"role": "user", "content": "word " * words}]}
+def said(session: str, words: int) -> dict[str, Any]:
+    return {"session": session, "content": "word " * words}
 
 
 async def ask(client: httpx.AsyncClient, session: str, words: int) -> list[Any]:
-    answer = await client.post("/chat", json=conversation(session, words))
+    answer = await client.post("/chat", json=said(session, words))
     assert answer.status_code == 200, answer.text
     lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
     return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -133,9 +133,11 @@ async def test_no_request_is_lost_while_workers_are_replaced_and_a_client_that_g
             assert codes == [0, 0]  # nothing was cut
             assert len(done) > 8
             assert [answer for answer in done if answer[-1] is not None or len(answer) != 14] == []
+            kept = [(await client.get(f"/sessions/s{number}")).json() for number in range(4)]
+            assert sum(map(len, kept)) == 2 * len(done), "each answer is in its conversation once"
 
             await until_known(client, 2)
-            async with client.stream("POST", "/chat", json=conversation("long", 1_000)) as answer:
+            async with client.stream("POST", "/chat", json=said("long", 1_000)) as answer:
                 lines = answer.aiter_lines()  # held: httpx closes the response when its iterator is dropped
                 async for line in lines:
                     if '"token"' in line:
@@ -174,7 +176,7 @@ async def test_a_front_end_that_leaves_ends_its_streams_in_time_and_says_so(
             async with httpx.AsyncClient(base_url=url, timeout=stretched(20)) as client:
                 await until_known(client, 1, fronts=1)
                 lines: list[str] = []
-                async with client.stream("POST", "/chat", json=conversation("s", 1_000)) as answer:
+                async with client.stream("POST", "/chat", json=said("s", 1_000)) as answer:
                     async for line in answer.aiter_lines():
                         if not lines:
                             server.process.send_signal(signal.SIGTERM)

@@ -162,6 +162,16 @@ def test_entities() -> None:
     ]
 
 
+def test_leaders() -> None:
+    assert run("leaders.py", "the singleton").splitlines() == [
+        "it runs on one of the nodes: True",
+        "all nodes know where: True",
+        "left behind: []",
+        "it has moved, and its epoch has grown: True",
+        "slots of the cron job, each once: True",
+    ]
+
+
 def test_threads() -> None:
     said = run("threads.py").splitlines()
     assert re.fullmatch(r"200 calls from 8 threads in \d+ ms", said[0])

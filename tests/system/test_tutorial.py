@@ -106,7 +106,7 @@ def two_workers(terminals: Terminals, step: str) -> list[tuple[subprocess.Popen[
     return started
 
 
-ONE, FIRST, SECOND, ASK_2, ASK_3, ASK_4, ASK_5, WEB, CURL, CURL_503 = STEPS
+ONE, FIRST, SECOND, ASK_2, ASK_3, ASK_4, ASK_5, WEB, CURL, CURL_503, WEB_7, TURN_1, TURN_2 = STEPS
 
 
 def test_the_installation_is_the_one_that_the_folder_needs() -> None:
@@ -182,3 +182,31 @@ def test_6(terminals: Terminals) -> None:
     worker.wait(stretched(ANSWER_S))
     gone = terminals.run(CURL_503)
     assert gone == CURL_503.output.removesuffix("\n")
+
+
+def asked(terminals: Terminals, block: Block) -> None:
+    """Ask until the front end answers as the page shows; which worker has the conversation is not told."""
+    deadline = time.monotonic() + stretched(ANSWER_S)
+    command, said, shown = terminals.moved(block.commands[0]), "", anywhere(block.output)
+    while anywhere(said) != shown:
+        assert time.monotonic() < deadline, said
+        said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False).stdout
+        assert said.startswith("{") or anywhere(said) in ("", shown), said  # 503: it knows no worker yet
+
+
+def anywhere(said: str) -> str:
+    return re.sub(r"kept by \S+:", "kept by a worker:", said)
+
+
+def test_7(terminals: Terminals) -> None:
+    started = two_workers(terminals, "step7_entities:worker")
+    terminals.start(WEB_7)
+    asked(terminals, TURN_1)
+    for block, (worker, _) in zip((FIRST, SECOND), started, strict=True):
+        worker.terminate()
+        worker.wait(stretched(ANSWER_S))
+        assert worker.returncode == 0
+        _, log = terminals.start(block, "step7_entities:worker")
+        until(log, "has a model")
+        time.sleep(stretched(2.0))  # A reader needs longer for that: until the new worker is known.
+    asked(terminals, TURN_2)

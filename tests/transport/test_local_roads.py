@@ -290,6 +290,42 @@ async def test_a_request_without_an_answer_is_given_up() -> None:
         assert roads._requests == {}
 
 
+async def test_roads_beyond_the_first_ones_are_opened_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_roads, "OPENED_AT_ONCE", 2)
+    monkeypatch.setattr(local_roads, "OPENED_A_SECOND", 1_000)
+    loop = asyncio.get_running_loop()
+    async with station() as a, station() as b:
+        channels = [await a.reach(b) for _ in range(4)]
+        roads = a.transport._roads
+        with monkeypatch.context() as still:
+            now = loop.time()
+            still.setattr(loop, "time", lambda: now)
+            for channel in channels:
+                a.transport.open_road(channel, b.transport.road, TICKET)
+            assert (list(roads._requests), list(roads._waiting)) == (channels[:2], channels[2:])
+            roads.hang_up(channels[2])
+            assert list(roads._waiting) == channels[3:]
+        async with asyncio.timeout(5):
+            while list(roads._requests) != [*channels[:2], channels[3]]:
+                await asyncio.sleep(0.005)
+        assert roads._waiting == {}
+
+
+async def test_a_transport_may_close_while_roads_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_roads, "OPENED_AT_ONCE", 1)
+    monkeypatch.setattr(local_roads, "OPENED_A_SECOND", 0.001)
+    async with station() as a, station() as b:
+        for channel in [await a.reach(b), await a.reach(b)]:
+            a.transport.open_road(channel, b.transport.road, TICKET)
+        roads = a.transport._roads
+        assert len(roads._waiting) == 1
+    assert roads._waiting == {}
+    assert roads._next_turn is not None
+    assert roads._next_turn.cancelled()
+
+
 async def test_a_ticket_is_good_for_one_connection() -> None:
     async with station() as a, station(stranger_s=0.1) as b:
         channel = await a.reach(b)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
+from fleetlm.transport.bounds import ENDLESS
 from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES, ZERO_COPY_BYTES
 from fleetlm.transport.router import MORE_PARTS
 from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
@@ -104,9 +105,79 @@ async def test_a_message_without_end_ends_its_sender_alone() -> None:
             sent = await sends_until_it_is_ended(stranger, zmtp(bytes(MIB), more=True), 4_000 * MIB)
             assert sent < 4_000 * MIB
         ip, why = await a.seen.until("refused")
-        assert (ip, "unread" in why) == ("127.0.0.1", True)
+        assert (ip, "without end" in why) == ("127.0.0.1", True)
         assert len(a.seen.all("met")) == 1
         await carries(b, channel, a, b"after")
+
+
+@linux
+@pytest.mark.parametrize("is_peer", [False, True], ids=["stranger", "peer"])
+async def test_parts_of_one_byte_without_end_are_noticed_long_before_the_bound_of_unread_bytes(
+    is_peer: bool,
+) -> None:
+    """libzmq keeps 64 bytes for each of them."""
+    async with station() as a:
+        with raw_client(a.ip) as sock:
+            if is_peer:
+                sock.sendall(zmtp(b"hello"))
+                await a.seen.until("met")
+            most = 30 * MIB
+            sent = await sends_until_it_is_ended(sock, zmtp(b"x", more=True) * 5_000, most)
+            assert sent < most
+        _, why = await a.seen.until("broke" if is_peer else "refused")
+        assert "without end" in why
+
+
+@linux
+async def test_what_comes_in_bursts_that_libzmq_takes_at_once_is_noticed_too() -> None:
+    """epoll names what is ready at the moment of the question, and by then nothing waits in the kernel."""
+    async with station() as a:
+        with raw_client(a.ip) as sock:
+            data, sent = zmtp(bytes(32 * 1_024), more=True), 0
+            with contextlib.suppress(OSError):
+                while sent < 64:
+                    await asyncio.to_thread(sock.sendall, data)
+                    sent += 1
+                    await asyncio.sleep(0.02)
+            assert sent < 64
+        _, why = await a.seen.until("refused")
+        assert why.startswith(ENDLESS)
+
+
+@linux
+async def test_a_large_frame_whose_end_is_late_ends_nothing() -> None:
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with raw_client(a.ip) as sock:
+            sock.sendall(zmtp(b"hello"))
+            await a.seen.until("frame", 2)
+            frame = zmtp(bytes(2 * MIB - 100))
+            await asyncio.to_thread(sock.sendall, frame[:-1])
+            for number in range(20):
+                await carries(b, channel, a, str(number).encode())
+                await asyncio.sleep(0.01)
+            sock.sendall(frame[-1:])
+            await a.seen.until("frame", 23)
+        assert a.seen.all("broke") == []
+
+
+@linux
+async def test_a_connection_to_an_address_that_is_refused_ends_before_it_is_heard() -> None:
+    refused_ip = free_ip()
+
+    def refuse(ip: str) -> str | None:
+        return f"it came to {ip}" if ip == refused_ip else None
+
+    async with station() as a, station(refused_ip, refuse=refuse) as b:
+        channel = a.dial(b.ip, b.port)
+        _, why = await b.seen.until("refused")
+        assert why == f"it came to {refused_ip}"
+        lost, _ = await a.seen.until("lost")
+        assert lost == channel
+        assert b.seen.frames == []
+        back = await b.reach(a)
+        await carries(b, back, a, b"what it dials itself goes on")
 
 
 @linux
@@ -225,16 +296,41 @@ async def test_peers_alone_are_looked_at_less_often_until_a_stranger_comes() -> 
     async with station(stranger_s=30.0) as a, station() as b:
         channel = await b.reach(a)
         await carries(b, channel, a, b"a peer")
-        router = a.transport._router
-        assert router is not None
+        sweeps = a.transport.watcher
+        assert sweeps is not None
         async with asyncio.timeout(allowed_s(5)):
-            while not router._is_quiet:
+            while not sweeps.is_quiet:
                 await asyncio.sleep(0.01)
             with socket.create_connection((a.ip, PORT), 10):
-                while router._is_quiet:
+                while sweeps.is_quiet:
                     await asyncio.sleep(0.01)
-            while not router._is_quiet:
+            while not sweeps.is_quiet:
                 await asyncio.sleep(0.01)
+
+
+@linux
+async def test_a_quiet_peer_that_floods_is_looked_at_after_one_pause() -> None:
+    """Nothing is due while it is quiet, and its first bytes make a sweep due."""
+    async with station() as a:
+        with raw_client(a.ip) as peer:
+            peer.sendall(zmtp(b"hello"))
+            await a.seen.until("frame")
+            sweeps = a.transport.watcher
+            assert sweeps is not None
+            async with asyncio.timeout(allowed_s(5)):
+                while not sweeps.is_quiet:
+                    await asyncio.sleep(0.01)
+            peer.sendall(zmtp(b"x", more=True))
+            async with asyncio.timeout(allowed_s(5)):
+                while sweeps.is_quiet:
+                    await asyncio.sleep(0)
+                while not sweeps.is_quiet:
+                    await asyncio.sleep(0.01)
+            assert [known.unread_bytes for known in router_of(a)._sources.values()] == [
+                count - known.read_bytes
+                for known in router_of(a)._sources.values()
+                if (count := count_received(known.fd)) is not None
+            ]
 
 
 @pytest.mark.parametrize("said", [b"", GREETING[:20], GREETING + READY, GREETING + READY + zmtp(b"hello")])

@@ -326,9 +326,9 @@ async def test_the_echo_counts_what_is_no_call(fleet: Fleet) -> None:
 
 
 def test_picks_are_measured_for_every_rule_and_size() -> None:
-    rules = (picks.BY_LOAD, picks.WHERE, picks.FLOOR)
+    rules = (picks.BY_LOAD, picks.WHERE, picks.KEY + picks.CHURN, picks.FLOOR)
     found = run_modes("start_programs:bare", "picks:members", rules, 0)
-    assert [set(metrics) for metrics in found] == [{"pick_10_s", "pick_20_s"}] * 3
+    assert [set(metrics) for metrics in found] == [{"pick_10_s", "pick_20_s"}] * 4
 
 
 async def test_what_is_picked_is_a_member_with_what_was_wanted(fleet: Fleet) -> None:
@@ -341,6 +341,19 @@ async def test_what_is_picked_is_a_member_with_what_was_wanted(fleet: Fleet) -> 
     metas = {info.pid: info.meta for info in node.groups.describe("group")}
     assert {metas[todo[picks.WHERE]()]["model"] for _ in range(5)} == {"model-3"}
     assert {todo[picks.KEY]() for _ in range(5)} == {todo[picks.KEY]()}
+
+
+async def test_members_come_and_go_and_the_group_keeps_its_size(fleet: Fleet) -> None:
+    node = await fleet.node()
+    picks.fill(node, "group", 5)
+    group = "group" + picks.CHURN
+    before = node.groups.members(group)
+    change, watching = picks.churn(node, group), node.groups.watch(group)
+    for _ in range(3):
+        change()
+    changes = [await anext(watching) for _ in range(5 + 6)][5:]
+    assert [each.pid for each in changes] == [before[0]] * 2 + [before[1]] * 2 + [before[2]] * 2
+    assert node.groups.members(group) == before
 
 
 def test_gauges_are_measured_in_the_simulation() -> None:

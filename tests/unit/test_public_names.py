@@ -54,20 +54,21 @@ def test_another_name_is_an_attribute_error() -> None:
 
 PUBLIC = {
     "Node": """
-        add_check broadcast call connect disconnect drain drain_report entities events exit factories
-        failure groups incarnation info is_draining join list multicall name name_of on_leaving
+        add_check broadcast call connect cron disconnect drain drain_report entities events exit
+        factories failure groups incarnation info is_draining join list multicall name name_of on_leaving
         overview own_address ping process_info process_pool processes readiness ready ref refs register
         registered
-        registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
-        start start_actor stop stream stream_blocking supervisors sync table telemetry undrain
-        unregister wait_stopped whereis
+        registry remove_check retry run_blocking run_in_process send send_nowait settings singleton
+        singletons spawn spawn_at start start_actor stop stream stream_blocking supervisors sync table
+        telemetry undrain unregister wait_stopped whereis
     """,
     "Groups": """
         broadcast call chosen describe join leave list local_members members pick ref refs stream watch
     """,
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
-    "Entities": "host kinds ref unhost",
+    "Entities": "host info kinds ref unhost",
+    "Singletons": "call epoch find names send where withdraw",
     "Subscription": "close",
     "SyncNode": """
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
@@ -83,7 +84,8 @@ PUBLIC = {
 @simulated
 async def test_completion_shows_what_a_program_may_use_and_nothing_else(fleet: Fleet) -> None:
     node = await fleet.start(A)
-    held = (*(node, node.groups, node.registry, node.factories, node.entities, node.events(), node.sync),)
+    parts = (node.groups, node.registry, node.factories, node.entities, node.singletons)
+    held = (node, *parts, node.events(), node.sync)
     shown = {type(it).__name__: [name for name in dir(it) if not name.startswith("_")] for it in held}
     assert shown == {name: sorted(names.split()) for name, names in PUBLIC.items()}
 
@@ -91,7 +93,8 @@ async def test_completion_shows_what_a_program_may_use_and_nothing_else(fleet: F
 @simulated
 async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
     node = await fleet.start(A)
-    for held in (node, node.groups, node.registry, node.entities, node.factories, node.events(), node.sync):
+    parts = (node.groups, node.registry, node.entities, node.singletons, node.factories)
+    for held in (node, *parts, node.events(), node.sync):
         for name in dir(type(held)):
             if not name.startswith("_"):
                 assert inspect.getdoc(getattr(type(held), name)), f"{type(held).__name__}.{name}"
@@ -99,7 +102,7 @@ async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
 
 OF_CLASSES = {
     Process: """
-        create_task demonitor exit info link mailbox monitor name node parent pid receive runs
+        create_task demonitor epoch exit info link mailbox monitor name node parent pid receive runs
         send_after send_every spawn_link spawn_link_at spawn_monitor spawn_monitor_at
         start_actor_link trap_drain trap_exit unlink
     """,

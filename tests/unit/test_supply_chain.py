@@ -111,6 +111,18 @@ def test_a_release_takes_tools_and_the_base_image_as_they_are_pinned() -> None:
     assert "docker/pin-base --check" in RELEASE
 
 
+def test_a_release_is_made_from_main_and_its_wheel_was_run() -> None:
+    build, publish = RELEASE.split("\n  publish:\n")
+    assert 'git merge-base --is-ancestor "$GITHUB_SHA" origin/main' in build
+    assert build.index("fetch-depth: 0") < build.index("merge-base") < build.index("hatchling build")
+    assert (
+        build.index("hatchling build")
+        < build.index('bin/fleetlm" --version')
+        < build.index("upload-artifact")
+    )
+    assert "needs: build" in publish
+
+
 # ── docker/pin-base ──────────────────────────────────────────────────────────────────────────────
 
 

@@ -65,6 +65,9 @@ ONLY_FOR_COROUTINES = {
     "Node.run_blocking": "a thread calls the function itself",
     "Node.stream_blocking": "a thread can iterate over the generator itself",
     "Node.entities": "a thread asks an entity through an actor, or a handler, of its own node",
+    "Node.singleton": "what it runs is a coroutine function, and is declared where the node starts",
+    "Node.cron": "likewise",
+    "Node.singletons": "a thread asks a singleton through a process of its own node",
     "Node.process_pool": "for a pool of threads' own there is `concurrent.futures.ProcessPoolExecutor`",
 }
 """Public names that threads do not get, each with its reason."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from model import MODELS, main
+from model import MODELS, start
 from web import app
 
 from fleetlm import Node, asgi
@@ -36,13 +36,17 @@ async def start_workers(fleet: Fleet, web: Node, count: int) -> list[Node]:
     known = len(web.groups.members(MODELS))
     workers = await fleet.start(count)
     for worker in workers:
-        main(worker)
+        await start(worker)
     await fleet.until(lambda: len(web.groups.members(MODELS)) == known + count)
     return workers
 
 
-def conversation(session: str, words: int = 4) -> dict[str, Any]:
-    return {"session": session, "turns": [{"role": "user", "content": "word " * words}]}
+def said(session: str, words: int = 4) -> dict[str, Any]:
+    return {"session": session, "content": "word " * words}
+
+
+def conversation(words: int = 4) -> dict[str, Any]:
+    return {"turns": [{"role": "user", "content": "word " * words}]}
 
 
 def events(answer: httpx.Response) -> list[Any]:
@@ -52,7 +56,7 @@ def events(answer: httpx.Response) -> list[Any]:
 
 
 async def ask(front: httpx.AsyncClient, session: str, words: int = 4) -> list[Any]:
-    answer = await front.post("/chat", json=conversation(session, words))
+    answer = await front.post("/chat", json=said(session, words))
     assert answer.status_code == 200, answer.text
     return events(answer)
 
@@ -61,22 +65,35 @@ async def test_the_tokens_come_one_by_one_with_their_ids(
     fleet: Fleet, web: Node, front: httpx.AsyncClient
 ) -> None:
     await start_workers(fleet, web, 2)
-    answer = await front.post("/chat", json=conversation("s1", 2))
+    answer = await front.post("/chat", json=said("s1", 2))
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [each["token"] for each in events(answer)[1:-1]] == ["You", "said:", "word", "word"]
     assert answer.text.endswith('id: 5\ndata: {"token":"word"}\n\nevent: end\ndata: null\n\n')
 
 
-async def test_a_conversation_stays_with_the_worker_that_knows_it(
+async def test_a_conversation_goes_on_where_it_was_and_its_worker_knows_it(
     fleet: Fleet, web: Node, front: httpx.AsyncClient
 ) -> None:
     await start_workers(fleet, web, 2)
     first = [(await ask(front, f"s{number}"))[0] for number in range(8)]
-    await start_workers(fleet, web, 2)
     again = [(await ask(front, f"s{number}"))[0] for number in range(8)]
     assert [each["worker"] for each in again] == [each["worker"] for each in first]
     assert {each["cached_turns"] for each in first} == {0}
     assert {each["cached_turns"] for each in again} == {2}
+    turns = (await front.get("/sessions/s3")).json()
+    assert [each["role"] for each in turns] == ["user", "assistant"] * 2
+    assert turns[1]["content"] == "You said: word word word word"
+    assert (await front.get("/sessions/nobody")).json() == []
+
+
+async def test_two_turns_of_one_conversation_are_answered_one_after_the_other(
+    fleet: Fleet, web: Node, front: httpx.AsyncClient
+) -> None:
+    await start_workers(fleet, web, 2)
+    answers = await asyncio.gather(*(ask(front, "s1", words) for words in (7, 2, 5)))
+    assert sorted(len(answer) for answer in answers) == [6, 9, 11]
+    turns = (await front.get("/sessions/s1")).json()
+    assert [each["role"] for each in turns] == ["user", "assistant"] * 3
 
 
 async def test_a_worker_that_leaves_finishes_its_answers_and_gets_no_new_ones(
@@ -102,6 +119,7 @@ async def test_no_answer_is_lost_while_the_workers_are_replaced_one_by_one(
 ) -> None:
     workers = await start_workers(fleet, web, 3)
     answers: list[list[Any]] = []
+    sessions = [f"s{client}-{number}" for client in range(6) for number in range(3)]
 
     async def ask_on(client: int) -> None:
         for number in range(8):
@@ -112,10 +130,12 @@ async def test_no_answer_is_lost_while_the_workers_are_replaced_one_by_one(
     for worker in workers:
         await fleet.sleep(1)
         await worker.stop()
-        main(await fleet.restart(worker))
+        await start(await fleet.restart(worker))
     await asyncio.gather(*asking)
     assert len(answers) == 6 * 8
     assert [answer for answer in answers if answer[-1] is not None or len(answer) != 24] == []
+    kept = [len((await front.get(f"/sessions/{session}")).json()) for session in sessions]
+    assert kept == [6, 6, 4] * 6, "no turn is lost, and none is there twice"
 
 
 async def test_a_worker_that_crashes_ends_its_answers_with_an_event(
@@ -130,10 +150,10 @@ async def test_a_worker_that_crashes_ends_its_answers_with_an_event(
 
 
 async def test_without_workers_the_answer_is_503_and_when_to_come_back(front: httpx.AsyncClient) -> None:
-    for path in ("/chat", "/title"):
-        answer = await front.post(path, json=conversation("s1"))
+    for path, body, kind in (("/chat", said("s1"), "not_owner"), ("/title", conversation(), "no_member")):
+        answer = await front.post(path, json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert (answer.json()["kind"], answer.json()["retry"]) == ("no_member", "safe")
+        assert (answer.json()["kind"], answer.json()["retry"]) == (kind, "safe")
     assert (await front.get("/ready")).status_code == 503
 
 
@@ -147,15 +167,18 @@ async def test_a_client_that_goes_frees_the_model(fleet: Fleet, web: Node, front
     await fleet.sleep(0.1)
     [after] = (await front.get("/workers")).json()["workers"]
     assert (before["running"], after["running"], after["cancelled"]) == (1, 0, 1)
+    assert (await front.get("/sessions/s1")).json() == [], "a turn without its answer is not kept"
 
 
 async def test_a_title_comes_from_any_worker(fleet: Fleet, web: Node, front: httpx.AsyncClient) -> None:
     await start_workers(fleet, web, 2)
-    answer = await front.post("/title", json=conversation("s1", 9))
+    answer = await front.post("/title", json=conversation(9))
     assert answer.json() == {"title": "said: word word"}
     assert (await front.get("/ready")).json() == {"ready": True, "models": True}
 
 
-@pytest.mark.parametrize("wrong", [{}, {"session": "", "turns": []}, {"session": "s", "turns": []}])
-async def test_what_is_no_conversation_is_refused(front: httpx.AsyncClient, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wrong", [{}, {"session": "", "content": "x"}, {"session": "s", "content": ""}])
+async def test_what_says_nothing_is_refused(front: httpx.AsyncClient, wrong: dict[str, Any]) -> None:
     assert (await front.post("/chat", json=wrong)).status_code == 422
+    assert (await front.post("/title", json={"turns": []})).status_code == 422
+    assert (await front.get("/sessions/" + "x" * 101)).status_code == 422

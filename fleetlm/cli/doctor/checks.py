@@ -8,7 +8,7 @@ writing down its facts.
 The checks answer three questions: why does a node see no other nodes, why does a node not start, and
 why do connections come and go. `judge` runs them in the order in which a person would search: first
 this node (is it running, its settings, address, port, cookie), then DNS, then each peer address, then
-the connection table of the running node.
+the connection table of the running node and its keyed entities (`entity_checks`).
 
 A finding names the subject of the check (``topic``), what was found (``text``) and, where something is
 wrong, what to do (``cure``). A finding of level ``fail`` always has a cure. No text contains a secret.
@@ -23,10 +23,12 @@ A finding states what was seen. What is only likely to be the cause is worded as
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
+from fleetlm.cli.doctor.entity_checks import judge_kinds
+from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding
 from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
 from fleetlm.core.exposure import MAKE_ONE, check_exposure, describe_exposure
 from fleetlm.core.peer_addresses import PeerAddresses
@@ -41,7 +43,6 @@ from fleetlm.texts import format_span
 from fleetlm.transport.taken_ports import TakenPort, advise, describe_holder, name_ports
 from fleetlm.wire.frames import IAm
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 FLAPPING_CONNECTIONS = 3
 """A connection that came up this often is reported. One restart, which makes it two, is normal."""
 MAX_STALLED = 5
@@ -71,22 +72,6 @@ SRV_HELP = (
     "In Kubernetes it is _<port name>._tcp.<service>.<namespace>.svc.cluster.local., in Consul "
     "_<service>._tcp.service.consul."
 )
-
-
-class Finding(Record):
-    """The result of one check.
-
-    Attributes:
-        level: `OK`, `WARN` or `FAIL`.
-        topic: what was checked.
-        text: what was found.
-        cure: what to do; empty where nothing needs to be done.
-    """
-
-    level: str
-    topic: str
-    text: str
-    cure: str = ""
 
 
 class PeerFact(Record):
@@ -186,12 +171,8 @@ def judge(facts: Facts) -> list[Finding]:
         *judge_peers(facts),
         *judge_mesh(facts),
         *judge_stability(facts),
+        *judge_kinds(() if facts.node is None else facts.node.get("kinds", ())),
     ]
-
-
-def failed(findings: Iterable[Finding]) -> bool:
-    """Whether a check failed."""
-    return any(finding.level == FAIL for finding in findings)
 
 
 def judge_node(facts: Facts) -> list[Finding]:

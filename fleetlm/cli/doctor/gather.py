@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from fleetlm.cli.doctor import checks
-from fleetlm.cli.doctor.checks import Facts, Finding, FreePort, PeerFact
+from fleetlm.cli.doctor.checks import Facts, FreePort, PeerFact
+from fleetlm.cli.doctor.findings import FAIL, Finding, failed
 from fleetlm.cli.doctor.report import Report, show
 from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.core.dns_answers import Answer
@@ -94,16 +95,16 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
     except SettingsError as problem:
         error = str(problem)
         if not any(each.facts for each in nodes):
-            show([Report("", [Finding(checks.FAIL, "settings", error, _SETTINGS_CURE)])], as_json)
+            show([Report("", [Finding(FAIL, "settings", error, _SETTINGS_CURE)])], as_json)
             return EX_CONFIG
         settings = Settings()
     try:
         reports = asyncio.run(examine(settings, nodes, why, error))
     except SettingsError as problem:  # FLEETLM_NODE_IP names an interface that has no address.
-        show([Report("", [Finding(checks.FAIL, "settings", str(problem), _SETTINGS_CURE)])], as_json)
+        show([Report("", [Finding(FAIL, "settings", str(problem), _SETTINGS_CURE)])], as_json)
         return EX_CONFIG
     show(reports, as_json)
-    return 1 if any(checks.failed(report.findings) for report in reports) else 0
+    return 1 if any(failed(report.findings) for report in reports) else 0
 
 
 def ask_nodes(wanted: str | None) -> tuple[list[AskedNode], str, int]:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Finding, failed
+from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding, failed
 from fleetlm.escapes import escape
 from fleetlm.records import Record
 

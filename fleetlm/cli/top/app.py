@@ -46,7 +46,8 @@ _TONES = {"good": "text-success", "warn": "text-warning", "bad": "text-error", "
 """Tone → the variable of the theme with a colour that can be read on its background."""
 
 HELP = """\
-[b]Views[/b]      1 nodes · 2 processes · 3 trees · 4 groups · 5 names · 6 sessions · 7 events
+[b]Views[/b]      1 nodes · 2 processes · 3 trees · 4 groups · 5 names · 6 entities
+           7 sessions · 8 events
            Tab, Shift-Tab: next view, former view
 [b]Moving[/b]     arrows, PageUp, PageDown, Home, End · Enter: the whole row
 [b]Sorting[/b]    s: by the next column · S: by the column before · r: the other way round
@@ -60,6 +61,9 @@ HELP = """\
 [b]calls[/b]      of a node: its calls that others have not answered; of a process: those that it serves
 [b]for[/b]        time since the call came that is served, or for which the process waits for another
 [b]B in/s[/b]     bytes a second in frames between nodes
+[b]owned[/b]      of a kind of entities: shards of that node
+[b]given, taken[/b]: shards that it has handed over to other nodes, and that others have handed over to it
+[b]fenced[/b]     entities that were ended, since another node owns their shard or no quorum was seen
 """
 
 

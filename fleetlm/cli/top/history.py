@@ -91,6 +91,8 @@ def _count(part: Part) -> _Counts:
     for row in part["peers"]:
         for name in ("messages_sent", "messages_received", "bytes_sent", "bytes_received"):
             counts["peers", row["name"], name] = row[name]
+    for kind, row in part.get("kinds", {}).items():
+        counts["kinds", kind, "activated"] = row["activated"]
     for row in part["processes"]["shown"]:
         counts["processes", row["pid"]] = row["taken"]
     return _Counts(part["incarnation"], part["wall_ms"], counts)

@@ -251,6 +251,61 @@ def _branches(node: str, branch: Part, key: str, lead: str, depth: int) -> Itera
         yield from _branches(node, child, place, f"{below}{'└─ ' if last else '├─ '}", depth + 1)
 
 
+# Keyed entities.
+
+
+def _entities(history: History) -> list[Row]:
+    """A row for each kind and each node that hosts it; and one for a kind that no node that answers hosts."""
+    rows: list[Row] = []
+    hosted: set[str] = set()
+    seen: dict[str, Part] = {}
+    for name in _asked_first(history):
+        for kind, found in history.parts[name].get("kinds", {}).items():
+            seen.setdefault(kind, found)
+            if found["is_hosted"]:
+                hosted.add(kind)
+                rows.append(_host_row(history, name, kind, found))
+    for kind, found in seen.items():
+        if kind not in hosted:
+            cells = (text(kind), text(NONE), Cell(-1, NONE), count(found["shards"]), *(Cell(-1, NONE),) * 6)
+            rows.append(Row(kind, (*cells, text(_notes_of_kind(found))), "warn"))
+    return rows
+
+
+def _host_row(history: History, name: str, kind: str, found: Part) -> Row:
+    quorum, notes = found["quorum"], _notes_of_kind(found)
+    is_lost = quorum is not None and not quorum["holds"]
+    tone: Tone = "bad" if is_lost or found["differing"] else "warn" if notes else ""
+    return Row(
+        f"{kind} {name}",
+        (
+            text(kind), text(name), count(found["owned"]), count(found["shards"]), count(found["moving"]),
+            count(found["alive"]), rate(history.rate(name, "kinds", kind, "activated")),
+            count(found["handed_over"]), count(found["taken"]), count(found["fenced"]), text(notes),
+        ),
+        tone,
+    )  # fmt: skip
+
+
+def _notes_of_kind(found: Part) -> str:
+    """Say what is wrong with a kind, as one node sees it."""
+    notes, quorum = [], found["quorum"]
+    if found["differing"]:
+        others = ", ".join(f"{node}: {shards:,}" for node, shards in found["differing"].items())
+        notes.append(f"others cut it into another number of shards ({others})")
+    if quorum is not None and not quorum["holds"]:
+        notes.append(f"no quorum: {quorum['seen']} of {quorum['expected']} hosts are seen")
+    elif quorum is not None and found["hosts"] > quorum["expected"]:
+        notes.append(f"{found['hosts']} hosts, and its quorum expects {quorum['expected']}")
+    if found["unowned"]:
+        notes.append(f"{found['unowned']:,} shards have no owner")
+    if found["is_hosted"] and found["alive"] >= found["live"]:
+        notes.append("as many live as may")
+    if found["is_hosted"] and found["kept_bytes"] >= found["max_kept_bytes"]:
+        notes.append("its states take all bytes that they may")
+    return "; ".join(notes)
+
+
 # Groups and names, as the node that was asked knows them; the others may know more.
 
 
@@ -345,6 +400,14 @@ VIEWS: tuple[View, ...] = (
     View("groups", _columns("group, members, nodes, notes, who", "members, nodes"), _groups),
     View("names", _columns("name, node, pid, notes", ""), _names),
     View(
+        "entities",
+        _columns(
+            "kind, node, owned, shards, moving, alive, made/s, given, taken, fenced, notes",
+            "owned, shards, moving, alive, made/s, given, taken, fenced",
+        ),
+        _entities,
+    ),
+    View(
         "sessions",
         _columns(
             "node, peer, state, road, up, ups, lag ms, open, in/s, out/s, B in/s, B out/s, last error",
@@ -354,7 +417,7 @@ VIEWS: tuple[View, ...] = (
     ),
     View("events", _columns("when, seen by, event, text", "when"), _events),
 )
-"""All views in their order; the keys 1 to 7 choose one."""
+"""All views in their order; the keys 1 to 8 choose one."""
 
 
 def summary(history: History) -> str:
@@ -377,7 +440,7 @@ def summary(history: History) -> str:
 
 def left_out(history: History, name: str) -> str:
     """Return how many rows the limits of an overview have left out of a view; empty if none."""
-    what = {"sessions": "peers"}.get(name, name)
+    what = {"sessions": "peers", "entities": "kinds"}.get(name, name)
     parts = [part.get("left_out", {}).get(what, 0) for part in history.parts.values()]
-    missing = max(parts, default=0) if name in ("groups", "names") else sum(parts)
+    missing = max(parts, default=0) if name in ("groups", "names", "entities") else sum(parts)
     return f"{missing:,} more are not shown" if missing else ""

@@ -133,6 +133,23 @@ const names = new Table($("names").querySelector(".scroll"), {
   ],
 });
 
+const kinds = new Table($("entities").querySelector(".scroll"), {
+  caption: "Keyed entities by kind and node", key: (row) => row.key, empty: "No node hosts keyed entities.", sort: "kind", limit: 300,
+  columns: [
+    { id: "kind", label: "kind", value: (row) => `${row.kind} ${row.node}`, text: (row) => row.kind, mono: true, wide: true, title: (row) => row.runs },
+    { id: "node", label: "node", value: (row) => row.node, text: (row) => short(row.node), wide: true, title: (row) => row.node },
+    { id: "owned", label: "shards", number: true, value: (row) => row.owned, text: (row) => `${count(row.owned)} / ${count(row.shards)}` },
+    { id: "moving", label: "moving", number: true, value: (row) => row.moving, text: (row) => count(row.moving) },
+    { id: "alive", label: "entities", number: true, value: (row) => row.alive, text: (row) => count(row.alive) },
+    { id: "kept", label: "kept", number: true, value: (row) => row.kept, text: (row) => bytes(row.kept), extra: 1 },
+    { id: "made", label: "made", number: true, value: (row) => row.made, text: (row) => count(row.made), extra: 1 },
+    { id: "given", label: "given", number: true, value: (row) => row.given, text: (row) => count(row.given), extra: 1 },
+    { id: "taken", label: "taken", number: true, value: (row) => row.taken, text: (row) => count(row.taken), extra: 1 },
+    { id: "fenced", label: "fenced", number: true, value: (row) => row.fenced, text: (row) => count(row.fenced), extra: 1 },
+    { id: "note", label: "remarks", value: (row) => row.note, wide: true, state: (row) => row.state },
+  ],
+});
+
 const EVENTS = { NodeUp: "up", NodeDown: "down", NodeDraining: "draining", NodeBusy: "busy" };
 const events = new Table($("events").querySelector(".scroll"), {
   caption: "Events, the latest first", key: (row) => row.key, empty: "Nothing has happened yet.", sort: "-at", limit: 200,
@@ -210,6 +227,33 @@ function showDirectory() {
   names.update(entries(section(from, "names")).map(([name, pid]) => ({ name, pid: text(pid) })).filter((row) => matches([row.name, row.pid])));
 }
 
+function showKinds() {
+  const rows = inScope().flatMap((node) => entries(section(node, "kinds")).map(([kind, each]) => kindRow(node, kind, each)));
+  const hosted = new Set(rows.filter((row) => row.isHosted).map((row) => row.kind));
+  const shown = rows.filter((row) => row.isHosted || (row.node === viewer() && !hosted.has(row.kind)));
+  kinds.update(shown.filter((row) => matches([row.kind, row.node, row.runs, row.note])));
+}
+
+function kindRow(node, kind, each) {
+  const has = (key) => (each?.is_hosted ? num(each[key]) : null);
+  const quorum = each?.quorum;
+  const differing = entries(each?.differing).map(([other, shards]) => `${short(other)}: ${count(shards)}`);
+  const notes = [
+    differing.length ? `others cut it into another number of shards (${differing.join(", ")})` : "",
+    quorum && !quorum.holds ? `no quorum: ${count(quorum.seen)} of ${count(quorum.expected)} hosts are seen` : "",
+    quorum?.holds && num(each.hosts) > num(quorum.expected) ? `${count(each.hosts)} hosts, and its quorum expects ${count(quorum.expected)}` : "",
+    num(each?.unowned) > 0 ? `${count(each.unowned)} shards have no owner` : "",
+    each?.is_hosted && num(each.alive) >= num(each.live) ? "as many live as may" : "",
+    each?.is_hosted && num(each.kept_bytes) >= num(each.max_kept_bytes) ? "its states take all bytes that they may" : "",
+  ].filter(Boolean);
+  return {
+    key: `${kind}\n${node}`, kind, node, isHosted: Boolean(each?.is_hosted), dim: isSilent(node), runs: text(each?.runs), shards: num(each?.shards),
+    owned: has("owned"), moving: has("moving"), alive: has("alive"), kept: has("kept_bytes"), made: has("activated"),
+    given: has("handed_over"), taken: has("taken"), fenced: has("fenced"), note: notes.join(" · "),
+    state: (quorum && !quorum.holds) || differing.length ? "down" : notes.length ? "busy" : null,
+  };
+}
+
 function showEvents() {
   const seen = new Map();
   const rows = inScope().flatMap((node) => list(section(node, "events")).map((each) => {
@@ -246,6 +290,7 @@ function show(everything) {
   if (has("processes") || has("states")) showProcesses();
   if (has("trees") || has("states")) showTrees();
   if (has("groups") || has("names") || has("states")) showDirectory();
+  if (has("kinds") || has("states")) showKinds();
   if (has("events") || has("states")) showEvents();
   const warning = state.stalled || [...new Set(state.names.map((name) => text(head(name).exposure_warning)).filter(Boolean))].join(" ");
   setText($("warning"), state.stalled ? `What is shown is not fresh: ${state.stalled}.` : warning);

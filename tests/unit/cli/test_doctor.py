@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fleetlm.cli.doctor import checks, gather, report
-from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, FreePort, PeerFact
+from fleetlm.cli.doctor.checks import Facts, FreePort, PeerFact
+from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding, failed
 from fleetlm.cli.doctor.gather import AskedNode
 from fleetlm.cli.doctor.report import Report, format_finding
 from fleetlm.core.dns_answers import Answer, Outcome
@@ -93,7 +94,7 @@ def test_a_healthy_cluster_passes_all_checks() -> None:
     assert {finding.topic for finding in found} == {
         "node", "settings", "own address", "port", "cookie", "dns", "peer", "mesh", "flapping",
     }  # fmt: skip
-    assert not checks.failed(found)
+    assert not failed(found)
 
 
 def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
@@ -105,7 +106,7 @@ def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
     ]
     for each in unhealthy:
         found = checks.judge(each)
-        assert checks.failed(found)
+        assert failed(found)
         assert all(finding.cure for finding in found if finding.level == FAIL)
         assert COOKIE not in repr(found)
 
@@ -218,7 +219,7 @@ def test_clustering_off() -> None:
     off = facts(settings=Settings(), own_ip="127.0.0.1", answer=None, peers=[])
     assert "runs alone" in one(checks.judge_settings(off)).text
     assert checks.judge_lookup(off) == []
-    assert not checks.failed(checks.judge(off))
+    assert not failed(checks.judge(off))
 
 
 @pytest.mark.parametrize(
@@ -504,7 +505,7 @@ def test_missing_peers_are_reported_with_the_reason() -> None:
 
 def test_a_peer_that_is_gone_from_dns_too_is_no_failure() -> None:
     gone = row(status="down", attempts=4, last_error="left: shutdown", in_dns=False)
-    assert not checks.failed(checks.judge_mesh(facts(node=running(gone))))
+    assert not failed(checks.judge_mesh(facts(node=running(gone))))
 
 
 @pytest.mark.parametrize(
@@ -618,7 +619,7 @@ async def test_a_silent_node_among_several_is_a_failure(monkeypatch: pytest.Monk
         AskedNode("fleetlm@x", None, "fleetlm@x did not respond"),
     ]
     first, second = await gather.examine(ON, nodes, "", "")
-    assert not checks.failed(first.findings)
+    assert not failed(first.findings)
     assert [(each.level, each.text) for each in second.findings] == [(FAIL, "fleetlm@x did not respond")]
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fleetlm.core.exposure import EVERYWHERE, check_exposure, describe_exposure, is_only_here, is_private
+from fleetlm.core.exposure import (
+    EVERYWHERE,
+    check_exposure,
+    describe_exposure,
+    is_only_here,
+    is_private,
+    refuse_exposed,
+)
 from fleetlm.errors import SettingsError
 from fleetlm.settings import Settings
 
@@ -77,3 +84,25 @@ def test_many_addresses_are_counted() -> None:
 @pytest.mark.parametrize("ip", LOOPBACK)
 def test_nobody_is_warned_of_what_only_this_machine_reaches(ip: str) -> None:
     assert describe_exposure(NONE, [ip]) is None
+
+
+def test_a_node_that_listens_everywhere_refuses_what_comes_to_an_address_that_is_not_private() -> None:
+    refuse = refuse_exposed(NONE, [EVERYWHERE])
+    assert refuse is not None
+    assert [refuse(ip) for ip in (*LOOPBACK, *PRIVATE)] == [None] * len(LOOPBACK + PRIVATE)
+    for ip in PUBLIC:
+        reason = refuse(ip)
+        assert reason is not None
+        assert f"it came to {ip}, which this machine has got since" in reason
+        assert "`fleetlm cookie`" in reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "listening"),
+    [(COOKIE, [EVERYWHERE]), (NONE.replace(insecure=True), [EVERYWHERE]), (NONE, ["10.0.0.1", "fd00::1"])],
+    ids=["cookie", "insecure", "listens at what was checked"],
+)
+def test_nothing_is_refused_where_nothing_can_be_exposed_later(
+    settings: Settings, listening: list[str]
+) -> None:
+    assert refuse_exposed(settings, listening) is None

@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.group_members import Members, after, at_index, pid_order
-from fleetlm.ids import Pid
+from fleetlm.core.group_members import Members, after
+from fleetlm.ids import Pid, pid_order
 
 NODES = ("c@10.0.0.1", "a@10.0.0.2", "b@10.0.0.3")
 PIDS = [Pid(node, incarnation, number) for incarnation, node in enumerate(NODES, 1) for number in range(1, 6)]
@@ -58,9 +58,11 @@ def test_a_former_incarnation_comes_before_the_members_of_its_successor() -> Non
 @given(st.lists(pids, min_size=1))
 def test_an_index_counts_through_all_blocks(model: list[Pid]) -> None:
     members = Members(model)
-    assert [at_index(index, members.blocks) for index in range(len(model))] == [*members]
-    with pytest.raises(IndexError):
-        at_index(len(model), members.blocks)
+    for picked_from in (members, Members.of(members.blocks)):
+        assert picked_from.joins == len(model)
+        assert [picked_from.at(index) for index in range(len(model))] == [*members]
+        with pytest.raises(IndexError):
+            picked_from.at(len(model))
 
 
 def test_a_join_and_a_leave_in_a_large_group_touch_one_block() -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.group_members import pid_order
 from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, Effect, GroupTable, Tell
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoProcess, TooManyMemberships
-from fleetlm.ids import Pid
+from fleetlm.ids import Pid, pid_order
 from fleetlm.messages import Joined, Left
 from fleetlm.wire import operations
 from fleetlm.wire.codec import Codec

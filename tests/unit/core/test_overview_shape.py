@@ -29,6 +29,7 @@ from fleetlm.core.overview_shape import (
     rows_of,
     trim_trees,
 )
+from fleetlm.core.shard_table import MAX_DIFFERING
 
 NAME = "fleetlm@10.0.0.7"
 
@@ -54,6 +55,15 @@ def peer(name: str, state: str = "up") -> Part:
     }  # fmt: skip
 
 
+def kind(**changes: Any) -> Part:
+    return {
+        "shards": 256, "unowned": 1, "hosts": 2, "differing": {"b": 64}, "is_hosted": True, "runs": "S",
+        "owned": 128, "moving": 1, "alive": 10, "live": 100, "kept_bytes": 5, "max_kept_bytes": 50,
+        "activated": 30, "fenced": 1, "handed_over": 2, "taken": 3, "stayed": 4,
+        "quorum": {"expected": 3, "seen": 2, "holds": True},
+    } | changes  # fmt: skip
+
+
 def part(**changes: Any) -> Part:
     return {
         "name": NAME, "incarnation": 1 << 63, "version": "1", "pid": 7, "host": "10.0.0.7", "uptime_s": 1.5,
@@ -61,6 +71,7 @@ def part(**changes: Any) -> Part:
         "dns": {"query": "q", "verdict": "v", "age_s": None, "polls": 3},
         "peers": [peer("a")], "processes": {"count": 1, "shown": [process(1)]}, "trees": [branch("root")],
         "groups": {"g": {"members": ["<1>"], "count": 1}}, "names": {"n": "<1>"},
+        "kinds": {"sessions": kind()},
         "counters": {"messages_sent": 1}, "tables": {"processes": 1}, "stalled": ["x waits"],
         "events": [{"wall_ms": 1, "kind": "NodeUp", "text": "a"}], "left_out": {},
     } | changes  # fmt: skip
@@ -142,19 +153,19 @@ def test_the_more_nodes_are_asked_the_shorter_are_the_lists() -> None:
         processes={"count": 50, "shown": [process(number) for number in range(50)]},
         names={str(number): "<1>" for number in range(200)},
         groups={str(number): {"members": [], "count": 0} for number in range(100)},
+        kinds={str(number): kind() for number in range(64)},
         events=[{"wall_ms": number, "kind": "NodeUp", "text": ""} for number in range(100)],
         trees=[branch(str(number)) for number in range(200)],
         stalled=["x"] * 20,
         left_out={"names": 3},
     )
     half = cut(full, 2 * WHOLE_FOR, for_peer=False)
-    assert [len(half[what]) for what in ("peers", "trees", "groups", "names", "stalled", "events")] == [
-        512, 100, 50, 100, 10, 50,
-    ]  # fmt: skip
+    lists = ("peers", "trees", "groups", "names", "kinds", "stalled", "events")
+    assert [len(half[what]) for what in lists] == [512, 100, 50, 100, 32, 10, 50]
     assert len(half["processes"]["shown"]) == 25
     assert half["events"][-1]["wall_ms"] == 99, "the last ones"
     assert half["left_out"] == {
-        "names": 103, "peers": 512, "processes": 25, "trees": 100, "groups": 50, "stalled": 10,
+        "names": 103, "peers": 512, "processes": 25, "trees": 100, "groups": 50, "kinds": 32, "stalled": 10,
     }  # fmt: skip
     assert full["left_out"] == {"names": 3}
     least = cut(full, 60_000, for_peer=False)
@@ -202,8 +213,8 @@ def test_what_a_version_does_not_know_is_empty_or_dropped() -> None:
         "name": NAME, "incarnation": 5, "version": "", "pid": 0, "host": "", "uptime_s": 0, "wall_ms": 0,
         "state": "", "lag_ms": 0, "cookie": False, "exposure_warning": None,
         "dns": {"query": "", "verdict": "", "age_s": None, "polls": 0}, "peers": [],
-        "processes": {"count": 0, "shown": []}, "trees": [], "groups": {}, "names": {}, "counters": {},
-        "tables": {}, "stalled": [], "events": [], "left_out": {},
+        "processes": {"count": 0, "shown": []}, "trees": [], "groups": {}, "names": {}, "kinds": {},
+        "counters": {}, "tables": {}, "stalled": [], "events": [], "left_out": {},
     }  # fmt: skip
 
 
@@ -218,6 +229,7 @@ def test_what_a_hostile_peer_sends_is_bounded() -> None:
             "names": {str(n): "x" for n in range(999)},
             "groups": {5: {}, "g": {"members": ["x"] * 999}}, "events": "none", "version": "x" * 10_000,
             "counters": {str(n): n for n in range(999)},
+            "kinds": {str(n): {"differing": {str(m): m for m in range(99)}, "quorum": 5} for n in range(999)},
         },
         NAME,
     )  # fmt: skip
@@ -232,6 +244,9 @@ def test_what_a_hostile_peer_sends_is_bounded() -> None:
     assert found["events"] == []
     assert len(found["version"]) == TEXT_CHARS
     assert len(found["counters"]) == COUNTS
+    assert len(found["kinds"]) == LIMITS["kinds"]
+    assert {len(each["differing"]) for each in found["kinds"].values()} == {MAX_DIFFERING}
+    assert found["kinds"]["0"]["quorum"] == {"expected": 0, "seen": 0, "holds": False}
 
 
 def test_a_tree_that_is_only_deep_is_cut_below() -> None:

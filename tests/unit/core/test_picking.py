@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fleetlm.core.group_members import Members
 from fleetlm.core.member_loads import MemberInfo
-from fleetlm.core.picking import ANY, CHOSEN, IDLE_TRIES, MOST_COMPARED, Picker, Tried, Wanted
-from fleetlm.core.rendezvous import Key
+from fleetlm.core.picking import ANY, CHOSEN, IDLE_TRIES, MANY, MOST_COMPARED, Picker, Tried, Wanted
+from fleetlm.core.rings import Key
 from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.errors import NoMember
 from fleetlm.ids import Pid
 
 HERE, THERE, YONDER = "fleetlm@10.0.0.2", "fleetlm@10.0.0.1", "fleetlm@10.0.0.3"
+
+
+members_of = functools.lru_cache(lambda *pids: Members(pids))
+"""Nothing here changes them, and to make them anew for each pick takes most of the time."""
 
 
 class Rig:
@@ -30,6 +35,8 @@ class Rig:
         self.draining: set[str] = set()
         self.busy: set[str] = set()
         self.metas: dict[Pid, Any] = {}
+        self.asked: list[Pid] = []
+        """Members whose meta was looked at."""
         self.now = 0.0
         self.sticky = StickyKeys(limit=1_000, idle_s=60.0)
         self.picker = Picker(
@@ -50,6 +57,7 @@ class Rig:
         return node in self.busy
 
     def meta(self, _group: str, pid: Pid) -> Any:
+        self.asked.append(pid)
         return self.metas.get(pid)
 
     def loads(self, _group: str, pids: Sequence[Pid]) -> list[float]:
@@ -70,7 +78,7 @@ class Rig:
         tried: Tried | None = None,
         wanted: Wanted = ANY,
     ) -> Pid:
-        return self.picker.pick("g", Members(members), by, key, tried, wanted)
+        return self.picker.pick("g", members_of(*members), by, key, tried, wanted)
 
     def many(self, count: int, members: list[Pid], by: Any, keys: bool = False) -> Counter[Pid]:
         return Counter(self.pick(members, by, number if keys else None) for number in range(count))
@@ -399,6 +407,73 @@ def test_only_members_whose_meta_fits_are_picked() -> None:
     assert rig.pick(MEMBERS, wanted=Wanted({"model": "small", "gpu": 4})) == MEMBERS[4]
     with pytest.raises(NoMember, match=r"has no member with \{'gpu': 0\} in its meta"):
         rig.pick(MEMBERS, wanted=Wanted({"gpu": 0}))
+
+
+LARGE = [Pid(f"fleetlm@10.0.0.{number % 7}", 1, number) for number in range(1, MANY + 1)]
+
+
+def in_zones(rig: Rig, pids: list[Pid], every: int) -> Wanted:
+    """Give one member in ``every`` another zone than the others, and return a wish for it."""
+    rig.metas = {pid: {"zone": "a" if pid.number % every == 0 else "b"} for pid in pids}
+    return Wanted({"zone": "a"})
+
+
+@pytest.mark.parametrize("by", ["random", "least_loaded", "two_choices"])
+def test_not_all_members_of_a_large_group_are_looked_at_to_find_some_that_are_wanted(by: str) -> None:
+    rig = Rig()
+    wanted = in_zones(rig, LARGE, 8)
+    members = Members(LARGE)
+    rig.load = {pid: pid.number % 3 for pid in LARGE}
+    picked = Counter(rig.picker.pick("g", members, by, None, None, wanted) for _ in range(100))
+    assert {pid.number % 8 for pid in picked} == {0}
+    assert len(picked) > 30
+    assert len(rig.asked) / 100 < (20 if by == "random" else 400)
+    if by == "least_loaded":
+        assert {rig.load[pid] for pid in picked} == {0}
+    rig.draining = {f"fleetlm@10.0.0.{node}" for node in range(6)}
+    for _ in range(40):
+        assert rig.picker.pick("g", members, by, None, None, wanted).node == "fleetlm@10.0.0.6"
+
+
+@pytest.mark.parametrize("by", ["random", "round_robin", "least_loaded", "two_choices"])
+def test_few_wanted_members_of_a_large_group_are_found(by: str) -> None:
+    rig = Rig()
+    wanted = in_zones(rig, LARGE, 400)
+    members = Members(LARGE)
+    picked = {rig.picker.pick("g", members, by, None, None, wanted) for _ in range(40)}
+    assert sorted(pid.number for pid in picked) == [400, 800, 1_200]
+    for pid in picked:
+        rig.metas[pid] = None
+    with pytest.raises(NoMember):
+        rig.picker.pick("g", members, by, None, None, wanted)
+
+
+def test_a_score_is_asked_for_more_than_one_wanted_member_of_a_large_group() -> None:
+    rig, seen = Rig(), list[int]()
+
+    def score(info: MemberInfo) -> float:
+        seen.append(info.pid.number)
+        return info.pid.number
+
+    wanted = Wanted({"zone": "a"}, score)
+    in_zones(rig, LARGE, 2)
+    picked = rig.picker.pick("g", Members(LARGE), "random", None, None, wanted)
+    assert len(seen) == CHOSEN
+    assert picked.number == max(seen)
+
+
+@pytest.mark.parametrize("by", ["key", "sticky"])
+def test_a_key_goes_to_a_wanted_member_as_if_there_were_no_others(by: str) -> None:
+    rig = Rig()
+    wanted = in_zones(rig, LARGE, 8)
+    some = Members(pid for pid in LARGE if pid.number % 8 == 0)
+    members = Members(LARGE)
+    for key in range(200):
+        expected = Rig().picker.pick("g", some, "key", key)
+        assert rig.picker.pick("g", members, by, key, None, wanted) == expected
+    assert len(rig.asked) / 200 < 60
+    with pytest.raises(NoMember, match=r"has no member with \{'zone': 'c'\} in its meta"):
+        rig.picker.pick("g", members, by, 1, None, Wanted({"zone": "c"}))
 
 
 class Incomparable:

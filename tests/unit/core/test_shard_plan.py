@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fleetlm.core import shard_ranking
-from fleetlm.core.group_members import hash_of
+from fleetlm.core.rings import hash_of
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_ranking import factor_of, score
 

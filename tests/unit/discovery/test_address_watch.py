@@ -13,6 +13,7 @@ from fleetlm.discovery.address_watch import (
     AddressWatch,
     Verdict,
 )
+from fleetlm.discovery.interfaces import InterfaceAddress
 from fleetlm.discovery.own_address import HasAddress, OwnAddress, Rule
 
 
@@ -170,3 +171,43 @@ def test_this_machine_under_another_address_is_found_in_srv_records_too() -> Non
     assert problem is not None
     assert problem.verdict is Verdict.MOVED
     assert "FLEETLM_NODE_IP=10.9.0.7 " in problem.text
+
+
+def exposing(here: Collection[str] | None) -> AddressWatch:
+    """A node that listens at all addresses, and refuses what comes to those that begin with 203."""
+    own = OwnAddress("10.0.0.7", "the route to a peer uses it", Rule.ROUTE)
+
+    def list_here() -> list[InterfaceAddress] | None:
+        return None if here is None else [InterfaceAddress(ip, "eth0") for ip in here]
+
+    def refuse(ip: str) -> str | None:
+        return "it is public" if ip.startswith("203.") else None
+
+    return AddressWatch(
+        own,
+        range(4370, 4371),
+        lambda: {"10.0.0.7"}.__contains__,
+        lambda _: None,
+        lambda: (),
+        refuse,
+        list_here,
+    )
+
+
+def test_a_public_address_that_appears_later_is_reported_each_time_that_it_appears() -> None:
+    here = {"10.0.0.7"}
+    address = exposing(here)
+    assert look_often(address, ["10.0.0.7"]) == []
+    here.add("203.0.113.5")
+    (problem,) = look_often(address, ["10.0.0.7"])
+    assert problem.verdict is Verdict.EXPOSED
+    assert "this machine has the address 203.0.113.5 now" in problem.text
+    assert "refuses all connections that come to it" in problem.text
+    here.remove("203.0.113.5")
+    assert look_often(address, ["10.0.0.7"]) == []
+    here.add("203.0.113.5")
+    assert len(look_often(address, ["10.0.0.7"])) == 1
+
+
+def test_where_the_system_lists_no_addresses_none_is_reported() -> None:
+    assert look_often(exposing(None), ["10.0.0.7"]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,8 @@ from fleetlm.errors import NoConnection, NoProcess
 from fleetlm.ids import Pid
 from fleetlm.messaging.targets import Payload
 from fleetlm.messaging.windows import Obstacle
+from fleetlm.settings import Settings
+from fleetlm.wire.invocation import Invoke
 from tests.support.session_fakes import turns, virtual
 from tests.unit.messaging.test_outbound import Rig as Sending
 
@@ -45,3 +48,41 @@ async def test_a_packed_message_for_another_incarnation_reaches_nobody() -> None
     for stranger in (Pid(rig.session.name, 3, 5), Pid(rig.outbound._name, 1, 99)):
         with pytest.raises(NoProcess):
             rig.outbound.put_packed(stranger, Payload(b"\xc0", 0), None, None)
+
+
+class Pieces:
+    """A transport that keeps what is sent as it is."""
+
+    def __init__(self) -> None:
+        self.tails: list[memoryview] = []
+
+    def send(self, _channel: int, _frame: bytes, tail: memoryview | None = None) -> bool:
+        if tail is not None:
+            self.tails.append(tail)
+        return True
+
+
+@virtual
+async def test_all_messages_of_a_broadcast_lend_the_same_large_bytes() -> None:
+    large = bytes(300_000)
+    requests: list[Any] = [[large, "small"], Invoke("put", (large, "small"), {})]
+    for message in requests:
+        rig, pieces = Sending(Settings()), Pieces()
+        rig.session._transport = pieces  # type: ignore[assignment]
+        payload = rig.outbound.pack_payload(message)
+        assert payload.blobs[0] is large
+        assert len(payload.packed) < 100
+        for number in (5, 6, 7):
+            assert rig.outbound.put_packed(Pid(rig.session.name, 2, number), payload, message, number)
+        rig.session.flush()
+        assert len(pieces.tails) >= 3, "each has a lane of its own, and they take turns"
+        assert {id(tail.obj) for tail in pieces.tails} == {id(large)}
+
+
+@virtual
+async def test_what_can_change_is_copied_once_for_all_receivers() -> None:
+    changing = bytearray(300_000)
+    payload = Sending().outbound.pack_payload({"data": changing})
+    changing[0] = 1
+    (blob,) = payload.blobs
+    assert blob == bytes(300_000)

@@ -70,19 +70,31 @@ def test_with_a_token_the_header_counts_and_the_name_does_not() -> None:
 
 def test_the_cookie_stands_for_the_token_and_does_not_show_it() -> None:
     access = Access(TOKEN)
-    assert TOKEN not in access.cookie_value + access.cookie_name
-    pair = f"{access.cookie_name}={access.cookie_value}"
-    assert access.judge({"cookie": pair}) is Verdict.TRUSTED
-    assert access.judge({"cookie": f'odd=[1"; {pair}; a'}) is Verdict.TRUSTED, "a cookie of another program"
-    assert access.judge({"cookie": f"{access.cookie_name}=0"}) is Verdict.WRONG_TOKEN
-    assert access.judge({"cookie": f"{access.cookie_name}={TOKEN}"}) is Verdict.WRONG_TOKEN
-    assert access.judge({"cookie": "other=1"}) is Verdict.NEEDS_TOKEN
+    host = "fleet.internal:4380"
+    name, value = access.cookie(host)
+    assert TOKEN not in name + value
+    assert access.judge({"host": host, "cookie": f"{name}={value}"}) is Verdict.TRUSTED
+    others = f'odd=[1"; {name}={value}; a'
+    assert access.judge({"host": host, "cookie": others}) is Verdict.TRUSTED, "a cookie of another program"
+    assert access.judge({"host": host, "cookie": f"{name}=0"}) is Verdict.WRONG_TOKEN
+    assert access.judge({"host": host, "cookie": f"{name}={TOKEN}"}) is Verdict.WRONG_TOKEN
+    assert access.judge({"host": host, "cookie": "other=1"}) is Verdict.NEEDS_TOKEN
+
+
+@pytest.mark.parametrize("asked", ["fleet.internal:4381", "[fd00::7]:4381", "fleet.internal", "", "odd host"])
+def test_the_cookie_of_one_port_opens_no_other_one(asked: str) -> None:
+    access = Access(TOKEN)
+    name, value = access.cookie("fleet.internal:4380")
+    other_name, _ = access.cookie(asked)
+    assert access.judge({"host": asked, "cookie": f"{name}={value}"}) is Verdict.NEEDS_TOKEN
+    assert access.judge({"host": asked, "cookie": f"{other_name}={value}"}) is Verdict.WRONG_TOKEN
 
 
 def test_two_tokens_have_two_cookies() -> None:
-    one, other = Access(TOKEN), Access(TOKEN[::-1])
-    assert one.cookie_name != other.cookie_name
-    assert one.cookie_value == Access(TOKEN).cookie_value, "the other nodes with this token take it, too"
+    one, other = Access(TOKEN).cookie("a:1"), Access(TOKEN[::-1]).cookie("a:1")
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+    assert one == Access(TOKEN).cookie("A:1 "), "it is the same after a restart"
     assert not Access(None).is_token("")
     assert Access(TOKEN).is_token(TOKEN)
     assert not Access(TOKEN).is_token("\ud800")

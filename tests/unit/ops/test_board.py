@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_said_and_the_rest_is_shown() -> None:
     strange = part(NAME, [peer("a")], trees=nested, names={"a": float("inf")}, groups={"a": {1}})
     strange["peers"].append("no peer")
     texts = divide(strange)
-    assert set(texts) == {"head", "peers", "processes", "events"}
+    assert set(texts) == {"head", "peers", "processes", "kinds", "events"}
     error = json.loads(texts["head"])["error"]
     for key in ("trees", "names", "groups"):
         assert f"its {key} cannot be shown" in error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import threading
 import weakref
 from types import SimpleNamespace
@@ -120,7 +119,7 @@ async def test_a_node_is_asked_from_its_own_loop_and_from_another_one(fleet: Fle
 
 
 class FakeMetrics:
-    """Stands for `fleetlm.metrics`, which it is named as."""
+    """Stands for `fleetlm.metrics.NodeMetrics`."""
 
     def __init__(self, node: Any) -> None:
         self.threads: list[threading.Thread] = []
@@ -146,7 +145,7 @@ def test_a_loop_in_another_thread_is_asked_and_may_be_closed(monkeypatch: pytest
             raise NodeStopped(self.name, "shutdown")
 
     monkeypatch.setattr(questions, "parts_of", lambda _node: parts_on(loop))
-    monkeypatch.setitem(sys.modules, "fleetlm.metrics", SimpleNamespace(NodeMetrics=FakeMetrics))
+    monkeypatch.setattr(questions, "NodeMetrics", FakeMetrics)
     node = NodeQuestions(Node())  # type: ignore[arg-type]  # no loop runs yet, as in a test of the program
     metrics = node._metrics
     assert isinstance(metrics, FakeMetrics)
@@ -173,22 +172,10 @@ def test_a_loop_in_another_thread_is_asked_and_may_be_closed(monkeypatch: pytest
     asyncio.run(ask())
 
 
-async def test_without_prometheus_client_all_but_the_metrics_is_there(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "fleetlm.metrics", None)
-    (node,) = await fleet.start(1)
-    asking = NodeQuestions(node)
-    assert (await asking.readiness()).is_ready
-    with pytest.raises(NoAnswer, match=r"pip install 'fleetlm\[metrics\]'"):
-        await asking.metrics()
-    asking.close()
-
-
 async def test_on_the_nodes_own_loop_the_metrics_need_no_thread(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fleetlm.metrics", SimpleNamespace(NodeMetrics=FakeMetrics))
+    monkeypatch.setattr(questions, "NodeMetrics", FakeMetrics)
     (node,) = await fleet.start(1)
     asking = NodeQuestions(node)
     assert await asking.metrics() == b"fleetlm_up 1\n"
@@ -209,7 +196,7 @@ async def test_a_loop_that_stands_still_is_said_and_asked_once(monkeypatch: pyte
             await asyncio.Event().wait()
 
     monkeypatch.setattr(questions, "parts_of", lambda _node: parts_on(loop))
-    monkeypatch.setitem(sys.modules, "fleetlm.metrics", None)
+    monkeypatch.setattr(questions, "NodeMetrics", FakeMetrics)
     node = NodeQuestions(Node())  # type: ignore[arg-type]
     get = Shared.get
     monkeypatch.setattr(Shared, "get", lambda self, limit_s=0.0: get(self, limit_s))

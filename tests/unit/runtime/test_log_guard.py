@@ -71,6 +71,18 @@ def test_a_logger_that_is_made_later_is_guarded_from_the_next_tick_on(
     assert not late.filters
 
 
+def test_a_part_that_is_imported_late_has_its_logger_guarded_at_once(rig: Rig) -> None:
+    late = logging.getLogger(f"{NAME}.late{id(rig)}")
+    assert not late.filters
+    rig.guard.cover_new()
+    assert late.filters
+    rig.guard.stop()
+    later = logging.getLogger(f"{NAME}.later{id(rig)}")
+    rig.guard.cover_new()
+    assert not later.filters, "no node runs"
+    rig.guard.start()
+
+
 def test_one_place_may_log_several_kinds(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2 * BURST_LINES):
         rig.say("%s", "a flood", kind="flood")

@@ -8,6 +8,7 @@ import pytest
 
 from fleetlm.settings import Settings
 from fleetlm.transport.bounds import (
+    DECODED_AT_ONCE,
     LEAST_FRAME_BYTES,
     MAX_EXPIRED,
     STRANGER_BYTES,
@@ -190,6 +191,50 @@ def test_what_was_left_of_a_peer_is_bounded_as_its_peer_was() -> None:
     known.is_peer, known.is_over = False, True
     assert limits.look(known, 4 * MIB, None, 0) == []
     assert numbers(limits.look(known, 4 * MIB + 1, None, 0)) == [1]
+
+
+# Messages without end.
+
+
+def endless(limits: Bounds, known: Accepted, *looks: tuple[int, int | None, int]) -> list[tuple[int, str]]:
+    """Look several times; return the number of each look that ends the connection, with the reason."""
+    found = [(number, limits.look(known, *each)) for number, each in enumerate(looks)]
+    return [(number, offences[0][1]) for number, offences in found if offences]
+
+
+def test_a_message_that_is_longer_than_a_frame_ends_its_peer_once_nothing_is_left_to_read() -> None:
+    limits = bounds(Settings())
+    size = Settings().max_frame_bytes + DECODED_AT_ONCE
+    assert endless(limits, peer(limits), (size, 0, 5), (size, 0, 6), (size, 0, 7)) == []
+    ((number, why),) = endless(limits, peer(limits), (size + 1, 0, 5), (size + 1, 0, 5), (size + 1, 0, 6))
+    assert number == 2
+    assert why == "it sends a message without end: 2.1 MiB of it have come"
+
+
+def test_a_stranger_has_no_message_longer_than_a_handshake() -> None:
+    limits = bounds(Settings())
+    known, size = connection(1), STRANGER_BYTES + DECODED_AT_ONCE + 1
+    limits.accept(known)
+    assert [number for number, _ in endless(limits, known, (size, 0, 1), (size, 0, 2))] == [1]
+    assert limits.strangers == 0
+
+
+def test_what_waits_in_the_kernel_or_can_be_read_is_no_message_without_end() -> None:
+    limits = bounds(Settings())
+    known, size = peer(limits), 4 * MIB
+    assert endless(limits, known, *((size, size - 100, drains) for drains in range(1, 9))) == []
+    assert endless(limits, known, *((size, None, drains) for drains in range(9, 20))) == []
+    assert endless(limits, known, *((size, 0, 20) for _ in range(9))) == []
+    known.read_bytes = size - 100  # All of it was read before the ROUTER was empty.
+    assert endless(limits, known, (size, 0, 21)) == []
+
+
+def test_who_sends_much_and_is_read_again_and_again_has_no_message_without_end() -> None:
+    limits = bounds(Settings())
+    known = peer(limits)
+    for number in range(1, 50):
+        assert limits.look(known, known.read_bytes + 8 * MIB, 4 * MIB, number) == []
+        known.read_bytes += 4 * MIB
 
 
 # Heartbeats are not read, and are no debt.

@@ -38,8 +38,17 @@ def part(name: str = A, wall_ms: int = 10_000, **changes: Any) -> dict[str, Any]
         "wall_ms": wall_ms, "state": "up", "lag_ms": 1, "cookie": True, "exposure_warning": None,
         "dns": {"query": "fleet", "verdict": "addresses: 3", "age_s": 1.0, "polls": 9}, "peers": [],
         "processes": {"count": 0, "shown": []}, "trees": [], "groups": {}, "names": {},
+        "kinds": {},
         "counters": {"messages_sent": 0, "messages_received": 0, "bytes_sent": 0, "bytes_received": 0},
         "tables": {"sessions": 2, "open_calls": 3}, "stalled": [], "events": [], "left_out": {},
+    } | changes  # fmt: skip
+
+
+def kind(owned: int = 128, **changes: Any) -> dict[str, Any]:
+    return {
+        "shards": 256, "unowned": 0, "hosts": 2, "differing": {}, "is_hosted": True, "runs": "Session",
+        "owned": owned, "moving": 0, "alive": 10, "live": 1_000, "kept_bytes": 0, "max_kept_bytes": 1_000,
+        "activated": 30, "fenced": 0, "handed_over": 0, "taken": 0, "stayed": 0, "quorum": None,
     } | changes  # fmt: skip
 
 

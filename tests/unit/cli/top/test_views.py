@@ -21,7 +21,7 @@ from fleetlm.cli.top.views import (
     summary,
     text,
 )
-from tests.unit.cli.top.overviews import A, B, C, branch, gone, overview, part, peer, pid, process
+from tests.unit.cli.top.overviews import A, B, C, branch, gone, kind, overview, part, peer, pid, process
 
 
 def history_of(*overviews: dict[str, Any]) -> History:
@@ -256,3 +256,62 @@ def test_what_the_limits_left_out_is_said() -> None:
     assert left_out(history, "names") == "9 more are not shown", "all nodes know the same names"
     assert left_out(history, "sessions") == "3 more are not shown"
     assert left_out(history, "trees") == ""
+
+
+# Keyed entities.
+
+
+def test_each_kind_is_shown_on_each_node_that_hosts_it() -> None:
+    def made(activated: int, wall_ms: int) -> dict[str, Any]:
+        sessions = kind(activated=activated, moving=2, handed_over=3, taken=4, fenced=5)
+        return part(A, wall_ms, kinds={"sessions": sessions, "carts": kind(is_hosted=False)})
+
+    other = part(B, kinds={"sessions": kind(127), "carts": kind(256)})
+    history = history_of(overview(made(30, 10_000), other), overview(made(50, 12_000), other))
+    found = {(cell("entities", row, "kind").text, cell("entities", row, "node").text): row
+             for row in rows("entities", history)}  # fmt: skip
+    assert set(found) == {("sessions", A), ("sessions", B), ("carts", B)}
+    row = found["sessions", A]
+    titles = ("owned", "shards", "moving", "alive", "made/s", "given", "taken", "fenced", "notes")
+    shown = [cell("entities", row, title).text for title in titles]
+    assert shown == ["128", "256", "2", "10", "10", "3", "4", "5", ""]
+    assert row.tone == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "note", "tone"),
+    [
+        ({"unowned": 3}, "3 shards have no owner", "warn"),
+        ({"alive": 1_000}, "as many live as may", "warn"),
+        ({"kept_bytes": 1_000}, "its states take all bytes that they may", "warn"),
+        ({"differing": {B: 64}}, f"others cut it into another number of shards ({B}: 64)", "bad"),
+        (
+            {"quorum": {"expected": 3, "seen": 1, "holds": False}},
+            "no quorum: 1 of 3 hosts are seen",
+            "bad",
+        ),
+        (
+            {"quorum": {"expected": 3, "seen": 3, "holds": True}, "hosts": 4},
+            "4 hosts, and its quorum expects 3",
+            "warn",
+        ),
+        ({"quorum": {"expected": 3, "seen": 2, "holds": True}}, "", ""),
+    ],
+)
+def test_what_is_wrong_with_a_kind_is_said(changes: dict[str, Any], note: str, tone: str) -> None:
+    (row,) = rows("entities", history_of(overview(part(A, kinds={"sessions": kind(**changes)}))))
+    assert (cell("entities", row, "notes").text, row.tone) == (note, tone)
+
+
+def test_a_kind_whose_hosts_tell_nothing_has_one_row() -> None:
+    seen = kind(is_hosted=False, unowned=256, hosts=1)
+    history = history_of(overview(part(A, kinds={"sessions": seen}), gone(B, "silent", "up")))
+    (row,) = rows("entities", history)
+    assert (row.key, cell("entities", row, "node").text, row.tone) == ("sessions", NONE, "warn")
+    assert cell("entities", row, "notes").text == "256 shards have no owner"
+
+
+def test_a_node_of_an_older_version_tells_of_no_kinds() -> None:
+    older = part(A)
+    del older["kinds"]
+    assert rows("entities", history_of(overview(older))) == []

@@ -1,0 +1,303 @@
+"""Entities and their store: loads states, and stores what has changed, within a time limit.
+
+Theory of operation. A kind with a store has one `KindStore` on each node, and each live entity a `Keeper`.
+The keeper knows which version is stored and what it was (a digest), so that nothing is written that has not
+changed. It has one operation under way at a time, each in a task of its own:
+
+* A handler that is cancelled does not cancel the write that it waits for. The write goes on, and the next
+  operation of the entity waits for it. The next life of the same key on this node does, too.
+* An operation that does not answer within `KindStore.limit_s` is cancelled. What it has done is not known
+  then (`Keeper.is_sure`). Before the keeper writes again, it loads and compares: what is stored is either
+  what it knew, or what it has tried to write, or another owner's, which is a conflict.
+
+The epoch of an operation is that of this node's claim to the shard. Where the claim is gone, it is the last
+one that this node had, never a later owner's.
+
+A store that fails is told of once in the log, and once more when it works again. It harms nothing but the
+entities that need it: every wait has the time limit, and at most `MOST_AT_ONCE` operations of a kind are
+under way.
+
+**Epochs that the store knows better.** The store may have seen a higher epoch than this node's claim has:
+after a restart of the whole cluster with a clock that went back, or since another node serves the shard on
+the other side of a partition. In the first case this node takes a higher epoch at once. It knows the case by
+a claim under which the store has never taken anything (`_proven`). Else it lets the later owner serve for
+`OUTBID_S`, refuses requests meanwhile, and takes a higher epoch only then. So two sides that cannot see each
+other take turns, and nothing that is stored is ever overwritten by who has not seen it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, NoReturn, TypeVar
+
+from fleetlm.errors import Fenced, StoreError, StoreFailed, VersionConflict
+from fleetlm.stores.interface import Fence, Store, Stored
+from fleetlm.texts import SHORT, text_of
+
+log: logging.Logger = logging.getLogger("fleetlm")
+
+T = TypeVar("T")
+
+MOST_AT_ONCE = 1_000
+"""Operations of one kind that are under way: enough for large transactions, and no burst fills a store."""
+OUTBID_S = 5.0
+"""Seconds for which the later owner of a shard serves it before this node takes it back; see the module."""
+PAUSE_S = 1.0
+"""Seconds after a failure of the store in which nothing is passivated: it would most likely fail, too."""
+
+Durable = Literal["write", "passivate"] | float
+"""When a change is stored; see `Entities.host`."""
+
+
+class KindStore:
+    """The store of one kind, as this node uses it.
+
+    Args:
+        kind: its name.
+        store: of the program.
+        durable: when a change is stored.
+        limit_s: seconds that an operation may take.
+        claim_epoch: returns the epoch of this node's claim to a shard; None: it has none.
+        outbid: has this node take an epoch above one that the store has seen. Returns whether it has.
+        loop: of the node.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        store: Store,
+        durable: Durable,
+        limit_s: float,
+        claim_epoch: Callable[[int], int | None],
+        outbid: Callable[[int, int], bool],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.kind: str = kind
+        self.store: Store = store
+        self.is_write: bool = durable == "write"
+        self.after_s: float | None = None if isinstance(durable, str) else durable
+        """Seconds after which a change is stored at the latest; None: not by time."""
+        self.limit_s: float = limit_s
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.slots: asyncio.Semaphore = asyncio.Semaphore(MOST_AT_ONCE)
+        self.under_way: dict[str, asyncio.Task[Any]] = {}
+        """Key → its operation, also where the entity has ended meanwhile."""
+        self.claim_epoch: Callable[[int], int | None] = claim_epoch
+        self._outbid = outbid
+        self._proven: dict[int, int] = {}
+        """Shard → the epoch under which the store took something from this node last."""
+        self._fenced_at: dict[int, float] = {}
+        """Shard → when the store refused this node first, since a later owner has come."""
+        self._failed_at: float | None = None
+        self._trouble_since: float | None = None
+        self._failures = 0
+        self._lost_casts = 0
+
+    @property
+    def name(self) -> str:
+        """The store, for people."""
+        return SHORT.repr(self.store)
+
+    @property
+    def is_in_trouble(self) -> bool:
+        """Whether the store has just failed."""
+        return self._failed_at is not None and self.loop.time() - self._failed_at < PAUSE_S
+
+    def keeper(self, key: str, shard: int) -> Keeper:
+        """Return what keeps the state of an entity that begins to live."""
+        return Keeper(self, key, shard)
+
+    def close(self) -> None:
+        """Cancel what is under way: the node hosts the kind no more."""
+        for task in self.under_way.values():
+            task.cancel()
+
+    def succeeded(self, fence: Fence) -> None:
+        """Note that the store took something."""
+        self._proven[fence.shard] = fence.epoch
+        if self._fenced_at:
+            self._fenced_at.pop(fence.shard, None)
+        if self._trouble_since is not None:
+            log.warning(
+                "the store %s of %s works again after %.1f s, in which %d operations have failed and what %d "
+                "casts had changed was lost", self.name, self.kind, self.loop.time() - self._trouble_since,
+                self._failures, self._lost_casts,
+            )  # fmt: skip
+            self._trouble_since = self._failed_at = None
+
+    def failed(self, error: StoreFailed) -> None:
+        """Note that the store could not do something."""
+        self._failed_at = self.loop.time()
+        if self._trouble_since is None:
+            self._trouble_since, self._failures, self._lost_casts = self._failed_at, 0, 0
+            log.error("entities of %s cannot be stored or loaded: %s", self.kind, error)
+        self._failures += 1
+
+    def lost_cast(self, target: str, why: str) -> None:
+        """Note that what a cast has changed was not stored, with nobody to be told; one line per trouble."""
+        self._lost_casts += 1
+        if self._lost_casts == 1:
+            log.error("what a cast to %s has changed is lost, since it was not stored: %s", target, why)
+
+    def outbids(self, fence: Fence, error: Fenced) -> bool:
+        """Take a higher epoch, where this node may, after the store has refused it. False: it has not."""
+        shard, now = fence.shard, self.loop.time()
+        if self._proven.get(shard) == fence.epoch:
+            if shard not in self._fenced_at:
+                self._fenced_at[shard] = now
+                log.warning(
+                    "the shard %d of %s is served by another node, as the store says (epoch %d, here %d): "
+                    "requests to it are refused here for now", shard, self.kind, error.highest, fence.epoch,
+                )  # fmt: skip
+            if now - self._fenced_at[shard] < OUTBID_S:
+                return False
+        self._fenced_at.pop(shard, None)
+        return self._outbid(shard, error.highest)
+
+
+class Keeper:
+    """Keeps the state of one live entity.
+
+    Attributes:
+        is_sure: whether it knows what is stored.
+    """
+
+    __slots__ = ("_digest", "_epoch", "_key", "_kind", "_shard", "_tried", "_version", "is_sure")
+
+    def __init__(self, kind: KindStore, key: str, shard: int) -> None:
+        self._kind = kind
+        self._key = key
+        self._shard = shard
+        self._epoch = 0
+        self._version = 0
+        self._digest: bytes | None = None
+        """Of the state that is stored; None: there is none."""
+        self._tried: bytes | None = None
+        """Digest of the state that may have been stored last."""
+        self.is_sure: bool = True
+
+    async def load(self) -> Stored:
+        """Return what is stored. Raises: StoreError."""
+        await self._wait()
+        try:
+            stored = await self._ask(self._load())
+        except Fenced as error:
+            if not self._kind.outbids(self._fence(), error):
+                raise
+            stored = await self._ask(self._load())
+        self._version, self._digest, self.is_sure = stored.version, _digest(stored.state), True
+        return stored
+
+    async def store(self, packed: bytes | None) -> None:
+        """Have this state stored, unless it is; None: have nothing stored.
+
+        Raises:
+            StoreError: it is not, or that is not known; `Fenced` and `VersionConflict`: another owner has
+                written.
+        """
+        await self._wait()
+        digest = _digest(packed)
+        if not self.is_sure:
+            await self._find_out()
+        if digest == self._digest:
+            return
+        self._tried, self.is_sure = digest, False
+        await self._ask(self._write(packed, digest))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation is under way."""
+        return self._key in self._kind.under_way
+
+    # Internals.
+
+    def _fence(self) -> Fence:
+        epoch = self._kind.claim_epoch(self._shard)
+        if epoch is not None:
+            self._epoch = epoch
+        return Fence(self._shard, self._epoch)
+
+    async def _load(self) -> Stored:
+        kind, fence = self._kind, self._fence()
+        async with kind.slots:
+            stored = await kind.store.load(kind.kind, self._key, fence)
+        kind.succeeded(fence)
+        return stored
+
+    async def _write(self, packed: bytes | None, digest: bytes | None) -> None:
+        """Write in a task of its own, which notes the outcome whether somebody waits for it or not."""
+        kind, fence, expected = self._kind, self._fence(), self._version
+        try:
+            async with kind.slots:
+                if packed is None:
+                    version = await kind.store.drop(kind.kind, self._key, fence, expected=expected)
+                else:
+                    version = await kind.store.save(kind.kind, self._key, fence, packed, expected=expected)
+        except (Fenced, VersionConflict):
+            self.is_sure = True  # That nothing was written.
+            raise
+        self._version, self._digest, self.is_sure = version, digest, True
+        kind.succeeded(fence)
+
+    async def _find_out(self) -> None:
+        """Load, since it is not known whether the last write took effect. Raises: StoreError."""
+        stored = await self._ask(self._load())
+        digest = _digest(stored.state)
+        is_own = stored.version == self._version or (
+            stored.version == self._version + 1 and digest == self._tried
+        )
+        if not is_own:
+            raise VersionConflict(f"{self._kind.kind}/{self._key}", self._version, stored.version)
+        self._version, self._digest, self.is_sure = stored.version, digest, True
+
+    async def _wait(self) -> None:
+        """Wait for an operation of this key that was given up. Raises: StoreFailed: it does not end."""
+        task = self._kind.under_way.get(self._key)
+        if task is not None:
+            await asyncio.wait({task}, timeout=self._kind.limit_s)
+            if not task.done():
+                raise self._late()
+
+    async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in a task of its own, within the time limit. Raises: StoreError."""
+        kind, key = self._kind, self._key
+        task = kind.loop.create_task(work, name=f"store of {kind.kind}")
+        timer = kind.loop.call_later(kind.limit_s, task.cancel)
+        kind.under_way[key] = task
+
+        def ended(_: object) -> None:
+            timer.cancel()
+            if kind.under_way.get(key) is task:
+                del kind.under_way[key]
+            if not task.cancelled():
+                task.exception()  # Noted, since there may be nobody who waits.
+
+        task.add_done_callback(ended)
+        await asyncio.wait({task}, timeout=kind.limit_s)
+        try:
+            return task.result() if task.done() and not task.cancelled() else self._give_up(task)
+        except StoreFailed as error:
+            kind.failed(error)
+            raise
+        except StoreError:
+            raise
+        except Exception as error:  # a program's own store may raise anything
+            failure = StoreFailed(kind.name, f"{type(error).__name__}: {text_of(error)}")
+            kind.failed(failure)
+            raise failure from error
+
+    def _give_up(self, task: asyncio.Task[Any]) -> NoReturn:
+        """End an operation that has taken too long. Raises: StoreFailed."""
+        task.cancel()
+        raise self._late()
+
+    def _late(self) -> StoreFailed:
+        return StoreFailed(self._kind.name, f"it has not answered within {self._kind.limit_s:g} s")
+
+
+def _digest(packed: bytes | None) -> bytes | None:
+    """Return what a state is compared by: the state itself would take its memory twice."""
+    return None if packed is None else hashlib.blake2b(packed, digest_size=32).digest()

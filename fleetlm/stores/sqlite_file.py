@@ -1,0 +1,284 @@
+"""The file of a `SQLiteStore`: how it is opened and checked, and what one transaction does.
+
+Several processes may have the same file open. SQLite lets one of them write at a time, and its write-ahead
+log (WAL) lets the others read meanwhile. With ``synchronous=FULL`` a commit is on the disk when it returns;
+`run` therefore does many operations in one transaction, which share the wait for the disk.
+
+A batch of loads whose fences this process has raised before needs no lock for writing; any other batch begins
+with one (``BEGIN IMMEDIATE``), so that nothing that it has read changes before its end.
+
+Source: SQLite's documentation of WAL, of ``PRAGMA synchronous``, and "How To Corrupt An SQLite Database
+File" (a descriptor of the file that is closed takes the locks of the whole process away: `_create`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from fleetlm.errors import StoreError, StoreFailed
+from fleetlm.records import Record
+from fleetlm.stores.interface import DROPPED_S, Fence, Stored, check_fence, check_version
+from fleetlm.texts import text_of
+
+APPLICATION_ID = 0x464C4D53
+"""Marks the file as one of ours; "FLMS"."""
+SCHEMA_VERSION = 1
+"""Of the tables below. A file with a higher one was made by a newer version of fleetlm."""
+_TABLES = (
+    """CREATE TABLE fences (
+        kind TEXT NOT NULL, shard INTEGER NOT NULL, epoch INTEGER NOT NULL, PRIMARY KEY (kind, shard)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE states (
+        kind TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL,
+        written_s INTEGER NOT NULL, state BLOB, PRIMARY KEY (kind, key)
+    )""",
+    "CREATE INDEX dropped ON states (written_s) WHERE state IS NULL",
+)
+_JOURNAL_BYTES = 64 * 1024 * 1024
+"""The log is cut to this size when it begins anew, after a burst has made it longer."""
+_PURGED_AT_ONCE = 1_000
+"""Rows of dropped states that one transaction removes."""
+_MAX_RAISED = 100_000
+"""Fences that are remembered as raised; more than the shards of some dozens of kinds."""
+_WAL_PAUSE_S = 0.02
+"""Seconds between two attempts to switch the log on while another process does the same."""
+_HINTS = {
+    "readonly": "the process may not write to the file or to its folder, where SQLite needs two files more",
+    "disk is full": "make room on the disk; what was stored before is safe",
+    "locked": "another process holds the file for longer than busy_s; is it open in a tool?",
+    "not a database": "the path names a file of another kind",
+    "malformed": "the file is damaged; restore it from a backup",
+}
+"""What to do, by a part of SQLite's own text."""
+
+
+class Operation(Record):
+    """What is asked of the file.
+
+    Attributes:
+        what: which method of `Store`.
+        target: how errors name the key.
+        kind: see `Store`.
+        key: see `Store`.
+        fence: see `Store`.
+        expected: see `Store.save`.
+        state: see `Store.save`.
+    """
+
+    what: Literal["load", "save", "drop"]
+    target: str
+    kind: str
+    key: str
+    fence: Fence
+    expected: int = 0
+    state: bytes | None = None
+
+
+Outcome = Stored | StoreError | ValueError
+"""What an operation has come to; an error is to be raised."""
+
+
+class SQLiteFile:
+    """One open file.
+
+    Args:
+        path: of the file; it is made if it does not exist.
+        synchronous: ``"full"`` or ``"normal"``.
+        busy_s: seconds to wait while another process writes.
+
+    Raises:
+        StoreFailed: it cannot be opened, or is not ours.
+    """
+
+    def __init__(self, path: str, synchronous: str, busy_s: float) -> None:
+        self._path = path
+        self._raised: dict[tuple[str, int], int] = {}
+        """Kind and shard → the epoch to which this process has raised the fence."""
+        _create(path)
+        try:
+            self._db = sqlite3.connect(path, timeout=busy_s, isolation_level=None)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        try:
+            self._prepare(synchronous, busy_s)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._failure(error) from error
+        except StoreFailed:
+            self._db.close()
+            raise
+
+    def run(self, operations: list[Operation]) -> list[Outcome]:
+        """Do operations in one transaction, in their order.
+
+        Raises:
+            StoreFailed: the transaction failed. Its operations have most likely had no effect; where the
+                commit itself failed, nobody knows.
+        """
+        raised = self._raised
+        is_read = all(
+            each.what == "load" and raised.get((each.kind, each.fence.shard)) == each.fence.epoch
+            for each in operations
+        )
+        try:
+            self._db.execute("BEGIN" if is_read else "BEGIN IMMEDIATE")
+            outcomes = [self._perform(each) for each in operations]
+            if any(each.what == "drop" for each in operations):
+                self._purge()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raised.clear()
+            if self._db.in_transaction:
+                self._roll_back()
+            raise self._failure(error) from error
+        return outcomes
+
+    def close(self) -> None:
+        """Close the file. The last process that does so empties the log."""
+        self._db.close()
+
+    # Internals.
+
+    def _prepare(self, synchronous: str, busy_s: float) -> None:
+        """Look whose file it is, make the tables, and set what a connection needs."""
+        self._check_owner()
+        self._switch_log_on(busy_s)
+        for pragma in (
+            f"synchronous = {synchronous.upper()}",
+            "fullfsync = 1",  # For macOS, where a plain fsync does not reach the disk.
+            "checkpoint_fullfsync = 1",
+            f"journal_size_limit = {_JOURNAL_BYTES}",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.execute("BEGIN IMMEDIATE")
+        if not self._check_owner():  # Else another process was faster.
+            for statement in _TABLES:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
+
+    def _check_owner(self) -> bool:
+        """Return whether the tables exist. Raises: StoreFailed: the file is not ours, or is too new."""
+        application = self._number("PRAGMA application_id")
+        version = self._number("PRAGMA user_version")
+        if application == APPLICATION_ID:
+            if version > SCHEMA_VERSION:
+                why = f"its tables have version {version}, and this fleetlm knows {SCHEMA_VERSION}: update it"
+                raise StoreFailed(self._path, why)
+            return True
+        if application or version or self._number("SELECT count(*) FROM sqlite_master"):
+            raise StoreFailed(self._path, "it is the database of another program; choose another path")
+        return False
+
+    def _switch_log_on(self, busy_s: float) -> None:
+        """Have commits written to a log first. SQLite does not wait by itself for others that do the same."""
+        until, mode = time.monotonic() + busy_s, ""
+        while True:
+            try:
+                (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if "locked" not in text_of(error) or time.monotonic() >= until:
+                    raise
+                time.sleep(_WAL_PAUSE_S)
+            else:
+                break
+        if mode != "wal":
+            why = f"SQLite cannot keep a write-ahead log there (its journal is {mode!r}); use a local disk"
+            raise StoreFailed(self._path, why)
+
+    def _perform(self, asked: Operation) -> Outcome:
+        try:
+            self._raise_fence(asked)
+            row = self._row(asked)
+            version, epoch, state = (0, 0, None) if row is None else row
+            if asked.what == "load":
+                return Stored(version, state, epoch)
+            check_version(asked.target, asked.expected, version)
+        except (StoreError, ValueError) as error:
+            return error  # Nothing was changed, so the transaction goes on.
+        written = (version + 1, asked.fence.epoch, int(time.time()), asked.state)
+        if row is None:
+            self._db.execute(
+                "INSERT INTO states (version, epoch, written_s, state, kind, key) VALUES (?, ?, ?, ?, ?, ?)",
+                (*written, asked.kind, asked.key),
+            )
+        else:
+            self._db.execute(
+                "UPDATE states SET version = ?, epoch = ?, written_s = ?, state = ?"
+                " WHERE kind = ? AND key = ?",
+                (*written, asked.kind, asked.key),
+            )
+        return Stored(version + 1, asked.state, asked.fence.epoch)
+
+    def _row(self, asked: Operation) -> Any:
+        """Return version, epoch and state of a key; the state only where it is wanted."""
+        state = "state" if asked.what == "load" else "NULL"
+        found = self._db.execute(
+            f"SELECT version, epoch, {state} FROM states WHERE kind = ? AND key = ?",  # noqa: S608  # ours
+            (asked.kind, asked.key),
+        ).fetchone()
+        if found is not None:
+            check_fence(asked.target, asked.fence, found[1])
+        return found
+
+    def _raise_fence(self, asked: Operation) -> None:
+        """Note the owner of a shard. Raises: Fenced, ValueError."""
+        shard, epoch = asked.fence
+        place = (asked.kind, shard)
+        found = self._db.execute("SELECT epoch FROM fences WHERE kind = ? AND shard = ?", place).fetchone()
+        highest = 0 if found is None else found[0]
+        check_fence(asked.target, asked.fence, highest)
+        if epoch > highest:
+            self._db.execute("INSERT OR REPLACE INTO fences VALUES (?, ?, ?)", (*place, epoch))
+        if len(self._raised) >= _MAX_RAISED:
+            self._raised.clear()
+        self._raised[place] = epoch
+
+    def _purge(self) -> None:
+        """Forget what was dropped long ago."""
+        self._db.execute(
+            "DELETE FROM states WHERE rowid IN"
+            " (SELECT rowid FROM states WHERE state IS NULL AND written_s < ? LIMIT ?)",
+            (int(time.time() - DROPPED_S), _PURGED_AT_ONCE),
+        )
+
+    def _number(self, query: str) -> int:
+        (number,) = self._db.execute(query).fetchone()
+        return int(number)
+
+    def _roll_back(self) -> None:
+        try:
+            self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            return  # SQLite has rolled it back itself. The first error counts.
+
+    def _failure(self, error: sqlite3.Error) -> StoreFailed:
+        """Return what an error of SQLite means, and what to do."""
+        text = text_of(error)
+        hint = next((hint for part, hint in _HINTS.items() if part in text), "")
+        return StoreFailed(self._path, f"SQLite says {text!r}{': ' if hint else ''}{hint}")
+
+
+def _create(path: str) -> None:
+    """Make an empty file that only its owner can read, unless there is one. Raises: StoreFailed.
+
+    A file that exists is not opened here: closing it would take the locks away that another store of this
+    process has.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise StoreFailed(path, f"the folder {folder} does not exist; make it first")
+    if Path(path).is_dir():
+        raise StoreFailed(path, "it is a folder; name a file in it")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StoreFailed(path, "the process may not read and write the file") from None
+    except OSError as error:
+        raise StoreFailed(path, f"it cannot be made: {error.strerror}") from error

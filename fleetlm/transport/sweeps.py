@@ -1,0 +1,170 @@
+"""Looks at the connections over which something has come, soon after it has, and ends those beyond a bound.
+
+An ``epoll`` of its own names them, edge-triggered, so that a quiet connection costs nothing. While there are
+strangers, or much is unread, a sweep follows each `SWEEP_S`; else the first bytes that come make one due
+after that time. Where a message seems to have no end, the next sweep follows after `SUSPECT_S`, since small
+parts of messages take much more memory than bytes on the wire.
+
+*What epoll would hide.* It tells what is ready at the moment of the question. libzmq reads all the time, so
+a connection whose bytes it has taken by then would not be named, and who sends a little now and then could
+have as much as it likes unread. So a connection is watched for writing too: it is writable nearly always, and
+each arrival of bytes names it then. One that is not writable, because its other end reads nothing, is found
+by looks at all connections in turn, `LOOKS_IN_TURN` in each sweep.
+
+Everything happens on the node's loop: while that stands still, nothing is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from fleetlm.transport.bounds import UNCERTAIN_BYTES, Accepted, Bounds, Offence
+from fleetlm.transport.tcp import KNOWS_RECEIVED, count_received, count_waiting
+
+SWEEP_S: Final = 0.05
+"""Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
+SUSPECT_S: Final = 0.01
+"""The same while a message seems to have no end. In this time libzmq takes parts that need some 5 MB."""
+MAX_LOOKS: Final = 128
+"""Connections looked at in one sweep because something has come; some 2 us each. The others are first in the
+next one."""
+LOOKS_IN_TURN: Final = 8
+"""Further connections looked at in one sweep: all of a thousand within some seconds."""
+LONGEST_SWEEP_S: Final = 0.5
+"""A sweep that is later than this is late since the loop stood still, which is no stranger's fault."""
+_EVENTS: Final = 0 if not KNOWS_RECEIVED else select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+
+
+class Sweeps:
+    """The looks of one node at its connections.
+
+    Args:
+        loop: the node's.
+        bounds: decides what must end.
+        accepted: every established connection that this node has accepted, by descriptor.
+        end: ends connections.
+        read_soon: makes the ROUTER read what it has.
+        count_drains: returns how many times the ROUTER had no frame left.
+
+    Attributes:
+        alive_s: seconds in which this node's loop ran, while sweeps were due.
+        is_quiet: whether no sweep is due before something comes.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        bounds: Bounds,
+        accepted: Mapping[int, Accepted],
+        end: Callable[[Iterable[Offence]], None],
+        read_soon: Callable[[], None],
+        count_drains: Callable[[], int],
+    ) -> None:
+        self.alive_s: float = 0.0
+        self.is_quiet: bool = True
+        self._loop = loop
+        self._bounds = bounds
+        self._accepted = accepted
+        self._end = end
+        self._read_soon = read_soon
+        self._count_drains = count_drains
+        self._changed = select.epoll() if KNOWS_RECEIVED else None
+        """Names the connections over which something has come."""
+        self._dialled: dict[int, Callable[[int], None]] = {}
+        """Descriptors of this node's own dials → what looks at how much has come back over them."""
+        self._in_turn: Iterator[int] = iter(())
+        self._swept_at = 0.0
+        self._next: asyncio.TimerHandle | None = None
+        self._is_watching = False
+        """Whether the loop waits for the first bytes that come."""
+
+    def notice(self, fd: int) -> None:
+        """Look at a connection in each sweep before which something has come over it; one is due soon."""
+        if self._changed is not None:
+            with contextlib.suppress(OSError):  # It has ended already.
+                self._changed.register(fd, _EVENTS)
+        self._be_due()
+
+    def watch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Call ``look`` with the bytes received over a dialled connection, soon after some have come."""
+        self._dialled[fd] = look
+        self.notice(fd)
+
+    def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Undo a `watch`, unless the descriptor is another connection's by now. Idempotent."""
+        if self._dialled.get(fd) == look:
+            del self._dialled[fd]
+
+    def close(self) -> None:
+        """Stop. Idempotent."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        self._stop_watching()
+        if self._changed is not None:
+            self._changed.close()
+            self._changed = None
+
+    def _be_due(self) -> None:
+        """See to it that a sweep follows after `SWEEP_S`, or sooner if it is due anyway."""
+        self._stop_watching()
+        if self._next is None:
+            self.is_quiet = False
+            self._swept_at = self._loop.time()
+            self._next = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        self.alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
+        self._swept_at, self._next = now, None
+        self._end(self._bounds.expire(self.alive_s))
+        is_uncertain = is_suspect = False
+        named = [] if self._changed is None else [fd for fd, _ in self._changed.poll(0, MAX_LOOKS)]
+        for fd in (*named, *self._take_in_turn()):
+            known = self._look(fd)
+            if known is not None and known.unread_bytes > UNCERTAIN_BYTES:
+                is_uncertain = True
+                is_suspect = is_suspect or self._bounds.is_suspect(known)
+        if is_suspect:
+            self._read_soon()  # Only when nothing is left to read, it is known to have no end.
+        self.is_quiet = not (is_uncertain or self._bounds.strangers)
+        if not self.is_quiet:
+            self._next = self._loop.call_later(SUSPECT_S if is_suspect else SWEEP_S, self._sweep)
+        elif self._changed is not None:
+            self._loop.add_reader(self._changed.fileno(), self._be_due)
+            self._is_watching = True
+
+    def _look(self, fd: int) -> Accepted | None:
+        """Look at one connection. Returns it if it goes on."""
+        received = count_received(fd)
+        if received is None:
+            return None
+        if fd in self._dialled:
+            self._dialled[fd](received)
+        known = self._accepted.get(fd)
+        if known is None or known.is_cut:
+            return None
+        waiting = count_waiting(fd) if received - known.read_bytes > UNCERTAIN_BYTES else None
+        offences = self._bounds.look(known, received, waiting, self._count_drains())
+        self._end(offences)
+        return None if offences else known
+
+    def _take_in_turn(self) -> list[int]:
+        """Return the next few connections, whether something has come or not."""
+        taken: list[int] = []
+        for _ in range(min(LOOKS_IN_TURN, len(self._accepted))):
+            fd = next(self._in_turn, None)
+            if fd is None:
+                self._in_turn = iter(list(self._accepted))
+                fd = next(self._in_turn)
+            taken.append(fd)
+        return taken
+
+    def _stop_watching(self) -> None:
+        if self._is_watching and self._changed is not None:
+            self._is_watching = False
+            self._loop.remove_reader(self._changed.fileno())
