@@ -11,6 +11,15 @@ numbers:
 * its **term**: the epoch at which the ownership began that was handed on since. A handoff keeps the term. Who
   takes over from an owner that is lost begins a new one.
 
+What rests on the wall clock is only that epochs grow over a time in which no node was up. No node ever
+compares its own clock with the number of another one, so clocks that are wrong, or were set back, change
+nothing about who agrees with whom: `rank` is an order of all claims, whatever made their numbers, and two
+cold starts at once are two claims as any others, with equal numbers or not. With a clock that is behind, a
+node that has started alone may only be taken for the older owner, wrongly. With a quorum, all terms are 1:
+the higher epoch wins, and a member grants none that is not above those that it remembers. With a store, an
+owner takes an epoch above the highest that is stored (`ShardTable.heard_of`), so that there they grow in any
+case.
+
 Two claims for one shard exist for a moment in each handoff (the new owner claims before the former one drops
 its claim), and after two nodes that did not see each other have both taken it: at their start, or on the two
 sides of a partition. Every node that sees both picks the same one (`rank`): the older term, since its owner

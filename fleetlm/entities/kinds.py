@@ -109,9 +109,9 @@ class Entities:
             handoff_s: seconds that the entities of a shard have to finish and to be saved when it is handed
                 over. Then it stays for the time being. One `Entity.save` has as long, at least a second;
                 beyond that it counts as failed.
-            settle_s: seconds without a new connection before this node claims shards that look free. They
-                begin when the kind is hosted and discovery has answered, and when each node that it knows is
-                connected and has told of its shards, or cannot be reached. A node without discovery that
+            settle_s: seconds before this node claims shards that look free. They begin when the kind is
+                hosted, discovery has answered, and each node that it knows is connected or cannot be reached.
+                Each connected one must have told of its shards, too. A node without discovery that
                 knows no other one claims at once.
             rebalance_s: seconds without a change among the hosts before this node hands over what is beyond
                 its share.

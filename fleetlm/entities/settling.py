@@ -8,13 +8,13 @@ node nothing is claimed until
 * each node that is known, from whatever source, is connected, or could not be reached twice;
 * each connected node has told of its shards. They leave before anything else over a session, so its first
   tick comes after them;
-* and ``settle_s`` has passed without another session, for what is not known of yet: answers of DNS that name
-  a part of the nodes, and hosts that start at the same time.
+* and ``settle_s`` has passed since then, for what is not known of yet: answers of DNS that name a part of the
+  nodes, and hosts that start at the same time.
 
 A node that looks for no others, and knows of none, waits for nothing. No other one waits for longer than
 `LIMIT_S`, so that a name server that never answers does not keep a program from serving; the log says what it
-has not waited for. Later in its life only the last two rules hold: what a node takes over from one that it
-has lost must not wait for anything.
+has not waited for. Later in its life only one rule holds, that for nodes that are connected and have not told
+yet: what a node takes over from one that it has lost must not wait for anything.
 
 What no rule can know: nodes that cannot reach each other at all. `docs/entities.md` says what happens then.
 """
@@ -94,4 +94,4 @@ class Settling:
             return True
         if any(now < at + LIMIT_S for at in self._unheard.values()):
             return False
-        return now - max(since, self._met_at, self.last_up) >= settle_s
+        return now - max(since, self._met_at) >= settle_s
