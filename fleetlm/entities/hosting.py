@@ -354,12 +354,7 @@ class Hosting(KeptStates):
 
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
-        if self.seats.get(seat.key) is seat:
-            del self.seats[seat.key]
-            in_shard = self.in_shard[seat.shard]
-            del in_shard[seat.key]
-            if not in_shard:
-                del self.in_shard[seat.shard]
+        self._vacate(seat)
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
         has_lost = seat.is_ready and not (seat.is_saved or self.is_closed or self._is_write)
@@ -374,6 +369,15 @@ class Hosting(KeptStates):
             return
         for message in rest:
             self._give_back(seat, message, claim is not None)
+
+    def _vacate(self, seat: Seat) -> None:
+        """Know an entity no more."""
+        if self.seats.get(seat.key) is seat:
+            del self.seats[seat.key]
+            in_shard = self.in_shard[seat.shard]
+            del in_shard[seat.key]
+            if not in_shard:
+                del self.in_shard[seat.shard]
 
     def _give_back(self, seat: Seat, message: Any, is_owner: bool) -> None:
         """Serve a request again that an entity has left behind."""
@@ -501,6 +505,8 @@ class Hosting(KeptStates):
             for call in [*seat.take_waiting(), *seat.waiting]:
                 self.refuse(call, seat.key, seat.shard)
             seat.waiting = []
+            seat.is_saved = True  # What it had belongs to nobody any more.
+            self._vacate(seat)  # A process that is killed in its first turn does not do so itself.
             self._local.stop_process(seat.process.pid.number, "fenced", at_once=True)
 
     def review_soon(self) -> None:

@@ -253,6 +253,18 @@ async def test_an_owner_that_was_frozen_serves_nothing_by_its_clock_before_any_t
     assert await refs[idle].call(Session.read) == ["there"]
 
 
+async def test_an_entity_that_is_fenced_in_its_first_turn_leaves_nothing(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 1, 1)
+    hosting = nodes[0].entities._hostings()[0]
+    shard = refs.shard("a")
+    assert hosting._activate(None, "a", shard) is not None
+    hosting.fence([shard], "a test wants it")
+    assert (hosting.seats, hosting.in_shard) == ({}, {})
+    await fleet.sleep(1)
+    assert hosting.kept == {}
+    assert await refs["a"].within(20).call(Session.append, "x") == 1
+
+
 async def test_an_owner_takes_a_higher_epoch_that_it_has_heard_of_from_a_majority(fleet: Fleet) -> None:
     nodes, refs = await hosts(fleet, 3, 3)
     key = key_on(refs, nodes[1])
