@@ -25,6 +25,7 @@ from benchmarks import (
     idle,
     local,
     machine,
+    many_entities,
     mesh,
     observed,
     one_way,
@@ -44,7 +45,8 @@ _ALL = (
     *(one_way.BENCHMARK, calls.BENCHMARK, actors.BENCHMARK),
     *(fan_out.BENCHMARK, fan_out.BENCHMARK_64, fan_out.BENCHMARK_512),
     *(bulk.BENCHMARK, beside.BENCHMARK, streams.BENCHMARK, local.BENCHMARK, spawn.BENCHMARK),
-    *(observed.BENCHMARK, entities.BENCHMARK, picks.BENCHMARK, gauges.BENCHMARK),
+    *(observed.BENCHMARK, entities.BENCHMARK, entities.LOCAL, many_entities.BENCHMARK),
+    *(picks.BENCHMARK, gauges.BENCHMARK),
     *(start.BENCHMARK, mesh.BENCHMARK, idle.BENCHMARK, crash.BENCHMARK, thousand.BENCHMARK),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -28,7 +28,7 @@ _NAMES_OF = {
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
     "fleetlm.entities.entity_ref": "EntityRef EntityRefs",
-    "fleetlm.entities.info": "HostedInfo KindInfo QuorumInfo",
+    "fleetlm.entities.info": "HostedInfo KindInfo QuorumInfo StoreInfo",
     "fleetlm.entity": "Entity",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired Fenced FleetError InitFailed InvalidName "

@@ -20,6 +20,7 @@ from fleetlm.entities.info import (
     HostedInfo as HostedInfo,
     KindInfo as KindInfo,
     QuorumInfo as QuorumInfo,
+    StoreInfo as StoreInfo,
 )
 from fleetlm.entity import Entity as Entity
 from fleetlm.errors import (

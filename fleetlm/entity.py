@@ -85,7 +85,7 @@ class Entity(Actor):
         seat = self.__seat
         if seat.storing is not None:
             await seat.fetch()
-        await self.load(seat.host.state_of(seat.kept))
+        await self.load(seat.state)
         seat.ready()
 
     # For subclasses to use.

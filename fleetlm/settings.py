@@ -241,8 +241,8 @@ class Settings(Record):
     would, once a few have. Everybody can send such introductions, and an honest peer sends few."""
 
     # Connections.
-    dials_per_turn: int = 16
-    """Peers that a node dials of itself in one turn of its event loop, about 10 ms of work. A DNS answer with
+    dials_per_turn: int = 4
+    """Peers that a node dials of itself in one turn of its event loop, about 3 ms of work. A DNS answer with
     a thousand names neither stops the loop, nor lets dials time out while the loop begins others."""
     connect_timeout_s: float = 3.0
     """Seconds for TCP to connect, and again for the ZMTP handshake. The kernel's own limit is 127 s, and a
@@ -338,7 +338,7 @@ class Settings(Record):
     send_timeout_s: float = 30.0
     """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
-    inbound_turn_s: float = 0.005
+    inbound_turn_s: float = 0.002
     """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
     turns, of one peer after the other: what a peer asks for may be costly, and others must not wait."""
     stalled_after_s: float = 5.0

@@ -43,9 +43,6 @@ from collections.abc import Awaitable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from opentelemetry import context as contexts, propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
-
 from fleetlm import __version__
 from fleetlm.errors import NotDelivered, OutcomeUnknown, ProcessExit, RemoteError
 from fleetlm.ids import Pid
@@ -54,6 +51,12 @@ from fleetlm.names import NodeName
 from fleetlm.texts import loggable, text_of, traceback_of
 from fleetlm.wire.carriers import unpack_carrier
 from fleetlm.wire.invocation import Invoke
+
+try:
+    from opentelemetry import context as contexts, propagate, trace
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+except ImportError as _error:
+    raise ImportError("fleetlm.tracing needs opentelemetry-api: pip install 'fleetlm[tracing]'") from _error
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

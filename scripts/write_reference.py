@@ -28,7 +28,7 @@ API = {
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Entities": [
         *("Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"),
-        *("KindInfo", "HostedInfo", "QuorumInfo"),
+        *("KindInfo", "HostedInfo", "QuorumInfo", "StoreInfo"),
     ],
     "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
     "Singletons and cron jobs": [

@@ -277,7 +277,8 @@ class Question:
     def _check_peer(self) -> bool:
         """Whether the node belongs to this container. Raises: PermissionError for one of another user."""
         size = 12  # pid, uid and gid
-        there = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, size)
+        option: int = getattr(_socket, "SO_PEERCRED", 17)  # Linux's; no other system gets here
+        there = self._socket.getsockopt(_socket.SOL_SOCKET, option, size)
         pid, uid = (int.from_bytes(there[at : at + 4], sys.byteorder) for at in (0, 4))
         if pid and os.getuid() not in (0, uid):
             raise PermissionError(f"it is run by user {uid}")

@@ -31,6 +31,7 @@ from operator import itemgetter
 from typing import Any
 
 from fleetlm.core.group_members import Members
+from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
@@ -211,8 +212,7 @@ class GroupTable:
                 nothing changed.
         """
         said = self._said.get(node) or _Memberships(node, incarnation)
-        if said is self._own or said.incarnation != incarnation:
-            raise ValueError(f"{node} may not tell the groups of incarnation {incarnation:x}")
+        check_speaker(said, self._own, incarnation, "the groups")
         match fact:
             case ["join", dict() as members]:
                 count = sum(len(numbers) for _, numbers in _check_members(members))

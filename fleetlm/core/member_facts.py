@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from numbers import Real
 from typing import Any
 
+from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import MessageTooLarge, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
@@ -136,13 +137,29 @@ class MemberFacts:
         told = self._of(pid)
         return None if told is None else told.reports.get((group, pid.number))
 
+    def gauges(
+        self, group: str, pids: Iterable[Pid], name: str, now: float
+    ) -> list[tuple[float, float] | None]:
+        """Return one gauge of each of these members, with its age in seconds; None where it has none."""
+        found: list[tuple[float, float] | None] = []
+        told_by = self._told
+        for pid in pids:
+            told = told_by.get(pid.node)
+            report = None if told is None else told.reports.get((group, pid.number))
+            value = None if report is None else report.gauges.get(name)
+            if report is None or value is None or told is None or told.incarnation != pid.incarnation:
+                found.append(None)
+            else:
+                found.append((value, now - report.at_s))
+        return found
+
     def has_told(self, group: str) -> bool:
         """Return whether a member of a group has reported."""
         return group in self._reporting
 
     def outstanding(self, pid: Pid) -> int:
         """Return how many requests other nodes have outstanding at a member, as they told last."""
-        return self._outstanding.get(pid, 0)
+        return self._outstanding.get(pid, 0) if self._outstanding else 0
 
     def own_keys(self) -> KeysView[Place]:
         """Return the places of this node of which there is something to tell."""
@@ -266,13 +283,12 @@ class MemberFacts:
             ValueError, TypeError: it is malformed, or exceeds a limit; nothing changed.
         """
         told = self._told.get(node) or _Told(node, incarnation)
-        if told is self._own or told.incarnation != incarnation:
-            raise ValueError(f"{node} may not tell of the members of incarnation {incarnation:x}")
+        check_speaker(told, self._own, incarnation, "of the members")
         match fact:
             case ["metas", list(metas)]:
                 self._take(told, metas, [], now)
             case ["gauges", list(reports)]:
-                self._take(told, [], reports, now)
+                self._take_reports(told, reports, now)
             case ["members", list(metas), list(reports)]:
                 self._take(told, metas, reports, now)
             case ["loads", dict(by_node)]:
@@ -300,11 +316,10 @@ class MemberFacts:
     def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
         """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
         described = dict(self._check_meta(meta) for meta in metas)
-        reported = dict(check_report(report, now) for report in reports)
+        reported = self._check_reports(told, reports, now)
         _check_count(
             told.packed, [place for place, packed in described.items() if packed is not None], self._max
         )
-        _check_count(told.reports, reported, self._max)
         if told.metas_bytes + _growth(told, described) > self._max_metas_bytes:
             limit = self._max_metas_bytes
             raise ValueError(f"metas of more than {limit:,} bytes, which is Settings.max_metas_bytes here")
@@ -313,6 +328,18 @@ class MemberFacts:
             _describe(told, place, packed, value)
         for place, report in reported.items():
             self._enter(told, place, report)
+
+    def _take_reports(self, told: _Told, reports: list[Any], now: float) -> None:
+        """Enter what a peer reports of its members, by far the most frequent fact. Raises: as `_take`."""
+        for place, report in self._check_reports(told, reports, now).items():
+            self._enter(told, place, report)
+
+    def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, Report]:
+        known = told.reports
+        reported = dict([check_report(report, now, known) for report in reports])
+        if not reported.keys() <= known.keys():
+            _check_count(known, reported, self._max)
+        return reported
 
     def _enter(self, told: _Told, place: Place, report: Report) -> None:
         if place not in told.reports:
@@ -401,8 +428,13 @@ def check_gauges(gauges: Any) -> None:
             raise ValueError(
                 f"{SHORT.repr(name)} is not the name of a gauge: 1 to {MAX_GAUGE_NAME_CHARS} characters"
             )
-        if type(value) not in (int, float) or not abs(value) <= MAX_GAUGE:
-            raise ValueError(f"the gauge {name} is {SHORT.repr(value)}, not a finite number")
+        check_gauge(name, value)
+
+
+def check_gauge(name: str, value: Any) -> None:
+    """Raise ValueError unless this is a finite number."""
+    if type(value) not in (int, float) or not abs(value) <= MAX_GAUGE:
+        raise ValueError(f"the gauge {name} is {SHORT.repr(value)}, not a finite number")
 
 
 def _builtin(value: Any) -> Any:
@@ -423,16 +455,32 @@ def check_place(group: Any, number: Any) -> Place:
     return group, number
 
 
-def check_report(report: Any, now: float) -> tuple[Place, Report]:
-    """Return a report that a peer told, with its age or without. Raises: ValueError, TypeError."""
+def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tuple[Place, Report]:
+    """Return a report that a peer told, with its age or without. Raises: ValueError, TypeError.
+
+    Args:
+        report: as it came.
+        now: when.
+        known: former reports of this peer: what is as it was is not checked again.
+    """
     if type(report) is not list or len(report) not in (3, 4):
         raise ValueError(f"{SHORT.repr(report)} is not a report")
-    group, number, gauges, age_ms = report if len(report) == 4 else [*report, 0]
-    check_gauges(gauges)
-    if type(age_ms) is not int or not 0 <= age_ms < _NUMBER_END:
-        raise ValueError(f"{SHORT.repr(age_ms)} is not the age of a report in milliseconds")
-    plain = {name: float(value) for name, value in gauges.items()}
-    return check_place(group, number), Report(plain, now - age_ms / 1_000)
+    group, number, gauges = report[:3]
+    place = (group, number)
+    former = known.get(place)
+    if former is None or type(number) is not int:
+        check_place(group, number)
+    if former is None or type(gauges) is not dict or gauges.keys() != former.gauges.keys():
+        check_gauges(gauges)
+    else:
+        for name, value in gauges.items():
+            check_gauge(name, value)
+    if len(report) == 4:
+        age_ms = report[3]
+        if type(age_ms) is not int or not 0 <= age_ms < _NUMBER_END:
+            raise ValueError(f"{SHORT.repr(age_ms)} is not the age of a report in milliseconds")
+        now -= age_ms / 1_000
+    return place, Report({name: float(value) for name, value in gauges.items()}, now)
 
 
 def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:

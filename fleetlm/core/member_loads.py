@@ -43,7 +43,7 @@ class MemberInfo(Record):
 
 
 def weigh(
-    outstanding: Sequence[int],
+    outstanding: Sequence[float],
     reported: Sequence[tuple[float, float] | None],
     known_s: Sequence[float],
     stale_s: float,
@@ -53,18 +53,20 @@ def weigh(
 
     Args:
         outstanding: requests at each member.
-        reported: the gauge ``load`` of each, and its age in seconds; None if it has none.
-        known_s: for how long each has been a member; infinite where that does not matter.
+        reported: the gauge ``load`` of each, and its age in seconds; None if it has none. Empty: none has.
+        known_s: for how long each has been a member; infinite where that does not matter. Empty: nowhere.
         stale_s: the age from which on a report says nothing.
         newcomer_s: for how long a member is new.
     """
-    fresh = [each[0] for each in reported if each is not None and each[1] <= stale_s]
-    usual = sum(fresh) / len(fresh) if fresh else 0.0
-    loads = []
-    for count, each in zip(outstanding, reported, strict=True):
-        gauge = 0.0 if each is None else each[0] if each[1] <= stale_s else usual
-        loads.append(max(0.0, count + gauge))
-    if all(age >= newcomer_s for age in known_s):
+    loads = list(outstanding)
+    if reported:
+        fresh = [each[0] for each in reported if each is not None and each[1] <= stale_s]
+        usual = sum(fresh) / len(fresh) if fresh else 0.0
+        for at, each in enumerate(reported):
+            if each is not None:
+                load = loads[at] + (each[0] if each[1] <= stale_s else usual)
+                loads[at] = max(0.0, load)
+    if not known_s or min(known_s) >= newcomer_s:
         return loads
     old = [load for load, age in zip(loads, known_s, strict=True) if age >= newcomer_s]
     mean = sum(old) / len(old) if old else 0.0

@@ -266,6 +266,7 @@ _KIND = _row(
     kept_bytes=_count_of, max_kept_bytes=_count_of, activated=_count_of, fenced=_count_of,
     handed_over=_count_of, taken=_count_of, stayed=_count_of,
     quorum=_or_none(_row(expected=_count_of, seen=_count_of, holds=_flag)),
+    store=_or_none(_row(name=_text, durable=_text, failures=_count_of, fails=_flag)),
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from typing import Any
 
+from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import TooManyRows
 from fleetlm.messages import RowDropped, RowPut
 from fleetlm.names import check_process_name
@@ -174,8 +175,7 @@ class RowTable:
                 nothing changed.
         """
         said = self._said.get(node) or _Rows(node, incarnation)
-        if said is self._own or said.incarnation != incarnation:
-            raise ValueError(f"{node} may not tell the rows of incarnation {incarnation:x}")
+        check_speaker(said, self._own, incarnation, "the rows")
         match fact:
             case ["put", str(table), list(rows)] if rows:
                 checked = self._check_rows(table, rows)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 INTEREST_S = 10.0
 """Seconds after its last pick by load for which a node goes on telling its load on the members of a group."""
+NOTED_S = 0.5
+"""Seconds for which a pick by load from the same group is not noted again."""
 MAX_META_BYTES = MAX_FACT_BYTES // 4
 """The highest `Settings.max_meta_bytes` that takes effect: such a meta fits into a fact, with others."""
 MAX_BALANCED = 256
@@ -133,8 +135,8 @@ class ReplicatedMembers:
 
     def is_plain(self, group: str) -> bool:
         """Return whether the load of each member is what is outstanding at it."""
-        self._note_interest(group)
-        return not (self.facts.has_told(group) or self._has_newcomer(group))
+        now = self._note_interest(group)
+        return not (self.facts.has_told(group) or self._has_newcomer(group, now))
 
     def is_busy(self, node: str) -> bool:
         """Return whether a connected node's event loop stands still."""
@@ -147,15 +149,13 @@ class ReplicatedMembers:
 
     def loads(self, group: str, pids: Sequence[Pid]) -> list[float]:
         """Return the loads of these members, which can be compared."""
-        self._note_interest(group)
-        now = self._context.loop.time()
-        reported: list[tuple[float, float] | None] = []
-        for pid in pids:
-            report = self.facts.report(group, pid)
-            gauge = None if report is None else report.gauges.get(LOAD_GAUGE)
-            reported.append(None if report is None or gauge is None else (gauge, now - report.at_s))
-        outstanding = [self.outstanding(pid) for pid in pids]
-        known = [self._known_s(group, pid, now) for pid in pids]
+        now = self._note_interest(group)
+        outstanding = self._outstanding_at(pids)
+        has_told, has_newcomer = self.facts.has_told(group), self._has_newcomer(group, now)
+        if not (has_told or has_newcomer):
+            return outstanding
+        reported = self.facts.gauges(group, pids, LOAD_GAUGE, now) if has_told else ()
+        known = [self._known_s(group, pid, now) for pid in pids] if has_newcomer else ()
         return weigh(outstanding, reported, known, self._stale_s, self._newcomer_s)
 
     def describe(self, group: str, pids: Sequence[Pid]) -> list[MemberInfo]:
@@ -183,7 +183,8 @@ class ReplicatedMembers:
     def outstanding(self, pid: Pid) -> int:
         """Return how many requests all nodes together have outstanding at a member, as far as is known."""
         if pid.node == self._context.name:
-            return max(self._local.load_of(pid), self.facts.outstanding(pid)) + self._chosen.get(pid, 0)
+            held = self._chosen.get(pid, 0) if self._chosen else 0
+            return max(self._local.load_of(pid), self.facts.outstanding(pid)) + held
         return self._own_share(pid) + self.facts.outstanding(pid)
 
     def joined(self, group: str, pid: Pid) -> None:
@@ -234,9 +235,26 @@ class ReplicatedMembers:
 
     # Internals.
 
+    def _outstanding_at(self, pids: Iterable[Pid]) -> list[float]:
+        """Return `outstanding` of each of these, with what it looks up once for all."""
+        own, sessions, chosen, told = self._context.name, self._context.sessions, self._chosen, self.facts
+        counts: list[float] = []
+        for pid in pids:
+            if pid.node == own:
+                counts.append(self.outstanding(pid))
+                continue
+            session = sessions.get(pid.node)
+            count = told.outstanding(pid)
+            if session is not None:
+                count += session.load(pid.number)
+            if chosen:
+                count += chosen.get(pid, 0)
+            counts.append(count)
+        return counts
+
     def _own_share(self, pid: Pid) -> int:
         """Return how many requests this node itself has outstanding at a member."""
-        held = self._chosen.get(pid, 0)
+        held = self._chosen.get(pid, 0) if self._chosen else 0
         if pid.node == self._context.name:
             return held + max(0, self._local.load_of(pid) - self.facts.outstanding(pid))
         session = self._context.sessions.get(pid.node)
@@ -252,8 +270,7 @@ class ReplicatedMembers:
             return math.inf
         return now - at
 
-    def _has_newcomer(self, group: str) -> bool:
-        now = self._context.loop.time()
+    def _has_newcomer(self, group: str, now: float) -> bool:
         self._forget_newcomers(now)
         return group in self._newcomers and now - self._began_at >= self._newcomer_s
 
@@ -269,13 +286,16 @@ class ReplicatedMembers:
             if not self._newcomers[group]:
                 del self._newcomers[group]
 
-    def _note_interest(self, group: str) -> None:
-        """Note that this node picks from a group by load."""
-        self._balanced[group] = self._context.loop.time()
-        self._balanced.move_to_end(group)
-        if len(self._balanced) > MAX_BALANCED:
-            self._balanced.popitem(last=False)
-        self._set_timer()
+    def _note_interest(self, group: str) -> float:
+        """Note that this node picks from a group by load. Returns the time on the loop's clock."""
+        now, balanced = self._context.loop.time(), self._balanced
+        if now - balanced.get(group, -math.inf) >= NOTED_S:  # While it is in there, the timer runs.
+            balanced[group] = now
+            balanced.move_to_end(group)
+            if len(balanced) > MAX_BALANCED:
+                balanced.popitem(last=False)
+            self._set_timer()
+        return now
 
     def _set_timer(self) -> None:
         if self._timer is None and self._frame_s != math.inf:
@@ -298,10 +318,16 @@ class ReplicatedMembers:
 
     def _shares(self) -> Iterator[tuple[Pid, int]]:
         """Yield the members from which this node picks by load, with what it has outstanding there."""
+        sessions, chosen = self._context.sessions, self._chosen
         for group in self._balanced:
             members = self._members(group)
-            if len(members) <= MOST_COMPARED:
-                for pid in members:
+            if len(members) > MOST_COMPARED:
+                continue
+            for block in members.blocks:
+                session = sessions.get(block[0].node)
+                if session is not None and not (chosen or session.held or session.open_calls):
+                    continue  # Nothing is outstanding on that node.
+                for pid in block:
                     share = self._own_share(pid)
                     if share:
                         yield pid, share

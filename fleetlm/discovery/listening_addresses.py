@@ -35,7 +35,9 @@ def choose_listening(
         return (bind,)
     found = [each.ip for each in find_addresses(bind, interfaces)]
     if not found:
-        here = f"This machine has {list_interfaces(interfaces)}." if interfaces else ""
+        here = f"This machine has {list_interfaces(interfaces)}."
+        if not interfaces:
+            here = "This system does not list its interfaces: give an address, or *."
         allowed = "an address, interface or network of this machine, or * for all its addresses"
         raise SettingsError("FLEETLM_BIND", bind, allowed, here)
     return tuple(sorted(found, key=lambda ip: ip != own.ip))

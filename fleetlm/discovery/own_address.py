@@ -434,7 +434,8 @@ async def own_address(
 async def _wait_for_interface(wanted: str, budget_s: float) -> None:
     """Wait until an interface or network has an address: a new one is configured a moment after the boot."""
     for _ in range(round(budget_s / FIRST_POLL_PAUSE_S)):
-        if find_addresses(wanted, local_addresses() or ()):
+        known = local_addresses()
+        if known is None or find_addresses(wanted, known):  # None: it will never be known here.
             return
         await asyncio.sleep(FIRST_POLL_PAUSE_S)
 

@@ -63,21 +63,23 @@ class EntityRequest:
         known: what is known of the kind.
         kind: of the entity.
         key: of the entity.
+        shard: of the key, when the request was made; -1: no host was known.
         handler: its name.
         args: of the handler.
         kwargs: of the handler.
         actor: the class, for errors.
     """
 
-    __slots__ = ("actor", "args", "handler", "key", "kind", "known", "kwargs")
+    __slots__ = ("actor", "args", "handler", "key", "kind", "known", "kwargs", "shard")
 
     def __init__(
-        self, known: Kind, kind: str, key: str, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        actor: type,
+        self, known: Kind, kind: str, key: str, shard: int, handler: str, args: tuple[Any, ...],
+        kwargs: dict[str, Any], actor: type,
     ) -> None:  # fmt: skip
         self.known: Kind = known
         self.kind: str = kind
         self.key: str = key
+        self.shard: int = shard
         self.handler: str = handler
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
@@ -112,22 +114,19 @@ class EntityCalls:
         mode: int = 0,
     ) -> Any:
         """Run a handler of an entity. Raises: as `EntityRef.call`."""
-        known, key = request.known, request.key
-        count, owner, refusal, began = known.shards, None, None, self._loop.time()
-        if count:
-            shard = shard_of(key, count)
-            owner = known.owners.get(shard)
-            if owner is not None and not self.shards.is_waited_for(request.kind, shard):
-                if CURRENT.get() is not None:
-                    mode |= mode_of(request.kind, key, shard)
-                try:
-                    return await self.sender.call(owner.pid, request.message(owner, mode), timeout_s)
-                except NotDelivered as error:
-                    if not is_astray(error, owner):
-                        raise
-                    refusal = error
-            else:
-                owner = None
+        key, shard, refusal, began = request.key, request.shard, None, self._loop.time()
+        owner = request.known.owners.get(shard)
+        if owner is not None and self.shards.is_waited_for(request.kind, shard):
+            owner = None  # It goes behind those that wait.
+        if owner is not None:
+            if CURRENT.get() is not None:
+                mode |= mode_of(request.kind, key, shard)
+            try:
+                return await self.sender.call(owner.pid, request.message(owner, mode), timeout_s)
+            except NotDelivered as error:
+                if not is_astray(error, owner):
+                    raise
+                refusal = error
         within_s = within_deadline(self._settings.call_timeout_s if timeout_s is None else timeout_s)
         search = Search(self, request, began + within_s, owner, refusal)
         while True:

@@ -146,7 +146,7 @@ class EntityRef(Generic[A_co]):
         key: of the entity.
     """
 
-    __slots__ = ("_actor", "_calls", "_idle_s", "_known", "_timeout_s", "key", "kind")
+    __slots__ = ("_actor", "_calls", "_idle_s", "_known", "_shard", "_shards", "_timeout_s", "key", "kind")
 
     def __init__(
         self, calls: EntityCalls, actor: type[A_co], kind: str, key: str, timeout_s: float | None = None,
@@ -157,6 +157,8 @@ class EntityRef(Generic[A_co]):
         self._known = calls.shards.table.kind(kind)
         self._timeout_s = timeout_s
         self._idle_s = idle_s
+        self._shards = 0
+        self._shard = -1
         self.kind: str = kind
         self.key: str = key
 
@@ -172,7 +174,9 @@ class EntityRef(Generic[A_co]):
                 None: the default, as in `Node.call` and `Node.stream`.
             idle: seconds that a stream may pause, as in `Node.stream`; None: the default.
         """
-        return EntityRef(self._calls, self._actor, self.kind, self.key, seconds, idle)
+        found = EntityRef(self._calls, self._actor, self.kind, self.key, seconds, idle)
+        found._shards, found._shard = self._shards, self._shard
+        return found
 
     def call(
         self, method: Callable[Concatenate[A_co, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
@@ -223,6 +227,9 @@ class EntityRef(Generic[A_co]):
         return self._calls.stream(self._request(method, args, kwargs), self._timeout_s, self._idle_s)
 
     def _request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> EntityRequest:
-        actor = self._actor
+        actor, known = self._actor, self._known
         name = name_of(actor, actor.__fleetlm_handlers__, method)
-        return EntityRequest(self._known, self.kind, self.key, name, args, kwargs, actor)
+        if known.shards != self._shards:  # A program keeps a reference and asks often: it is hashed once.
+            self._shards = known.shards
+            self._shard = shard_of(self.key, known.shards) if known.shards else -1
+        return EntityRequest(known, self.kind, self.key, self._shard, name, args, kwargs, actor)

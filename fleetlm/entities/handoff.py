@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fleetlm.core.quorum import MemberKey, Want
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_table import EPOCH_END, Claim, Host, Lost
-from fleetlm.entities.seat import Kept, Seat, size_of
+from fleetlm.entities.seat import Kept, Seat, close_all, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
 from fleetlm.texts import SHORT
 
@@ -230,7 +230,11 @@ class Handoff:
             await asyncio.sleep(min(LOOK_S, until - now))
         self._until = math.inf
         if hosting.keeps is not None and hosting.context.drain_step(hosting.context.name):
-            await hosting.flush(until)  # What could not move is where the next owner finds it.
+            # What could not move is stored where the next owner finds it.
+            await close_all(list(hosting.seats.values()), until - self._loop.time())
+            own = self._table.own(hosting.kind)
+            if own is not None and not hosting.seats:
+                await hosting.keeps.release(list(own.claims), until - self._loop.time())
         return hosting.keys()
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:

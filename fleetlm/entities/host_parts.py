@@ -9,13 +9,12 @@ from fleetlm.actors.handlers import Handlers
 from fleetlm.core.quorum import MemberKey, Quorum, Want
 from fleetlm.core.shard_table import Lost
 from fleetlm.entities.info import QuorumInfo
-from fleetlm.entities.keeping import Durable
+from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.seat import Seat
 from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
-    from fleetlm.stores.interface import Store
 
 
 class Guard(Protocol):
@@ -109,6 +108,4 @@ class HostOptions(Record):
     kept_bytes: int
     remember: frozenset[str]
     quorum: Quorum | None
-    store: Store | None = None
-    durable: Durable = "write"
-    store_s: float = 2.0
+    stored: StoreOptions | None = None

@@ -29,12 +29,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
-from fleetlm.core.shard_table import EPOCH_END, Claim, Lost, Owner, shard_of
+from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.host_parts import Guard, HostOptions, Moves
 from fleetlm.entities.info import HostedInfo, Tally
 from fleetlm.entities.keeping import KindStore
 from fleetlm.entities.kept_states import KeptStates
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, base_merge, refuse_all
+from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing, stored_handlers
 from fleetlm.errors import NotOwner
 from fleetlm.texts import SHORT
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import RunningProcess
-    from fleetlm.stores.interface import Stored
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -91,7 +91,8 @@ class Hosting(KeptStates):
         outbound: Outbound,
         codec: Codec,
     ) -> None:
-        super().__init__(kind, codec, shards.context.settings.max_message_bytes // 2)
+        super().__init__()
+        self.kind: str = kind
         self.__qualname__ = f"host of {actor.__qualname__}"
         self.actor: type[EntityObject] = actor
         self.options: HostOptions = options
@@ -99,6 +100,7 @@ class Hosting(KeptStates):
         self.outbound: Outbound = outbound
         self.context: NodeContext = shards.context
         self.table: ShardTable = shards.table
+        self.states: States = States(kind, codec, self.context.settings.max_message_bytes // 2)
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
@@ -108,16 +110,12 @@ class Hosting(KeptStates):
         self.handoff: Moves
         self.majority: Guard | None = None
         self.keeps: KindStore | None = None
-        if options.store is not None:
-            self.keeps = KindStore(
-                kind, options.store, options.durable, options.store_s, self._claim_epoch, self._outbid_store,
-                self.context.loop,
-            )  # fmt: skip
-        self._handlers = actor.__fleetlm_handlers__.by_name
         self._own_handlers: Handlers | None = None
         """What entities here have in place of the handlers of their class."""
-        if self.keeps is not None and options.durable != "passivate":
-            self._own_handlers = stored_handlers(actor.__fleetlm_handlers__, _storing_of)
+        if options.stored is not None:
+            self.keeps = KindStore(options.stored, self, self.context.loop)
+            self._own_handlers = stored_handlers(actor.__fleetlm_handlers__, self.keeps)
+        self._handlers = actor.__fleetlm_handlers__.by_name
         self._local = local
         self._loop = self.context.loop
         self._time = self._loop.time
@@ -206,10 +204,7 @@ class Hosting(KeptStates):
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
         seat.box.put(request)
-        if seat.storing is None or seat.is_ready:
-            call.reply(None)
-        else:
-            seat.storing.acks.append(call)
+        seat.acknowledge(call)
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
@@ -276,7 +271,7 @@ class Hosting(KeptStates):
         epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
         if self.keeps is not None:
-            seat.storing = Storing(seat, self.keeps, self.keeps.keeper(key, shard))
+            seat.storing = Storing(seat, self.keeps)
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
         assert process is not None
@@ -308,57 +303,12 @@ class Hosting(KeptStates):
         else:
             self.put_kept(seat.shard, seat.key, Kept(packed, False))
 
-    def loaded(self, seat: Seat, stored: Stored) -> Kept:
-        """Implement `seat.Host`."""
-        shard, was_lost = seat.shard, seat.kept.was_lost
-        if self._is_write:
-            was_lost = False
-        elif was_lost and seat.key not in self.kept.get(shard, ()):
-            was_lost = stored.epoch < self._lost_before(shard)  # Else it was stored after the loss.
-        return Kept(stored.state, was_lost)
-
-    def _lost_before(self, shard: int) -> int:
-        """Return the epoch at which a shard was taken over from a node that is lost, or a later one."""
-        host = self.table.own(self.kind)
-        claim = None if host is None else host.claims.get(shard)
-        if claim is None:
-            return EPOCH_END
-        return claim.term if self.majority is None else self.since.setdefault(shard, claim.epoch)
-
-    @property
-    def _is_write(self) -> bool:
-        """Whether everything that was acknowledged is stored."""
-        return self.keeps is not None and self.keeps.is_write
-
-    def _claim_epoch(self, shard: int) -> int | None:
-        host = self.table.own(self.kind)
-        claim = None if host is None else host.claims.get(shard)
-        return None if claim is None else claim.epoch
-
-    def _outbid_store(self, shard: int, highest: int) -> bool:
-        """Own a shard under an epoch above one that the store has seen. False: not yet, or not any more."""
-        self.table.heard_of(self.kind, shard, highest)
-        if self._claim_epoch(shard) is None or not self.serves(shard, is_inner=False):
-            return False
-        if self.majority is None:
-            self.renew(shard)
-            return True
-        self.review_soon()
-        return False
-
-    async def flush(self, until: float) -> None:
-        """Store every entity of this node, and end it, until that time of the loop."""
-        outcomes = [seat.close() for seat in self.seats.values()]
-        if outcomes:
-            await asyncio.wait(outcomes, timeout=max(0.0, until - self._time()))
-
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
         self._vacate(seat)
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
-        has_lost = seat.is_ready and not (seat.is_saved or self.is_closed or self._is_write)
-        if claim is not None and has_lost:
+        if claim is not None and seat.has_lost and not self.is_closed:
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
         elif claim is None and not self.handoff.offers(seat.shard):
             self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
@@ -604,6 +554,7 @@ class Hosting(KeptStates):
             len(self.seats), self.options.live, self.kept_bytes, self.options.kept_bytes, tally.activated,
             tally.fenced, tally.handed_over, tally.taken, tally.stayed,
             None if guard is None else guard.info(),
+            None if self.keeps is None else self.keeps.info(),
         )  # fmt: skip
 
     def keys(self) -> list[str]:
@@ -619,7 +570,7 @@ class Hosting(KeptStates):
         if host is None or shard not in host.claims or not self.serves(shard, is_inner=False):
             return False
         try:
-            state = self.state_of(Kept(packed, False))
+            state = self.states.read(packed)
         except ValueError as error:  # For example a type that only newer versions of the program know.
             log.warning("what %s/%s was to merge is lost: %s", self.kind, key, error)
             return False
@@ -644,10 +595,3 @@ class Hosting(KeptStates):
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)
         self.shards.perform(self.table.unhost(self.kind))
-
-
-def _storing_of(entity: Any) -> Storing:
-    """Return what stores an entity; see `Hosting.make`."""
-    seat: Seat = entity._Entity__seat  # noqa: SLF001  # set there
-    assert seat.storing is not None
-    return seat.storing

@@ -52,6 +52,22 @@ class QuorumInfo(Record):
     holds: bool
 
 
+class StoreInfo(Record):
+    """The store of a kind, as this node uses it.
+
+    Attributes:
+        name: its ``repr``, cut.
+        durable: when a change is stored: ``"write"``, ``"within 5 s"``, ``"passivate"``.
+        failures: operations that have failed.
+        fails: whether none has succeeded since the last of them.
+    """
+
+    name: str
+    durable: str
+    failures: int
+    fails: bool
+
+
 class HostedInfo(Record):
     """A kind as this node hosts it.
 
@@ -65,6 +81,7 @@ class HostedInfo(Record):
         max_kept_bytes: how many may be.
         activated, fenced, handed_over, taken, stayed: see `Tally`.
         quorum: None without one.
+        store: None without one.
     """
 
     runs: str
@@ -80,6 +97,7 @@ class HostedInfo(Record):
     taken: int = 0
     stayed: int = 0
     quorum: QuorumInfo | None = None
+    store: StoreInfo | None = None
 
 
 class KindInfo(Record):

@@ -17,6 +17,11 @@ A store that fails is told of once in the log, and once more when it works again
 entities that need it: every wait has the time limit, and at most `MOST_AT_ONCE` operations of a kind are
 under way.
 
+**What a whole cluster forgets.** Unless every change is stored at once, an owner that is lost may take
+changes with it, and where all nodes were lost, none remembers that. So an owner leaves a mark for each shard
+of which it loads something (`KindStore.was_left_open`), which the next one finds. The mark goes when
+everything is stored and the last host leaves (`KindStore.release`).
+
 **Epochs that the store knows better.** The store may have seen a higher epoch than this node's claim has:
 after a restart of the whole cluster with a clock that went back, or since another node serves the shard on
 the other side of a partition. In the first case this node takes a higher epoch at once. It knows the case by
@@ -30,12 +35,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
+from fleetlm.core.shard_table import EPOCH_END, Claim
+from fleetlm.entities.info import StoreInfo
 from fleetlm.errors import Fenced, StoreError, StoreFailed, VersionConflict
+from fleetlm.records import Record
 from fleetlm.stores.interface import Fence, Store, Stored
 from fleetlm.texts import SHORT, text_of
+
+if TYPE_CHECKING:
+    from fleetlm.core.shard_table import ShardTable
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -48,45 +59,72 @@ OUTBID_S = 5.0
 PAUSE_S = 1.0
 """Seconds after a failure of the store in which nothing is passivated: it would most likely fail, too."""
 
+_MARKS = "\nshards"
+"""Behind the name of a kind: where its marks are. No kind has such a name."""
+
 Durable = Literal["write", "passivate"] | float
 """When a change is stored; see `Entities.host`."""
+
+
+class StoreOptions(Record):
+    """What a program has asked for; see `Entities.host`.
+
+    Attributes:
+        store: of the program.
+        durable: when a change is stored.
+        limit_s: seconds that an operation may take.
+    """
+
+    store: Store
+    durable: Durable
+    limit_s: float
+
+
+class OwnShards(Protocol):
+    """The shards of a kind that this node owns; `hosting.Hosting` implements it."""
+
+    kind: str
+    table: ShardTable
+
+    @property
+    def majority(self) -> object | None:
+        """What a quorum needs, if the kind has one."""
+
+    def serves(self, shard: int, *, is_inner: bool) -> bool:
+        """Whether a shard of this node takes requests."""
+
+    def renew(self, shard: int) -> None:
+        """Take a higher epoch for a shard."""
+
+    def review_soon(self) -> None:
+        """Look what is to be done, such as higher epochs."""
 
 
 class KindStore:
     """The store of one kind, as this node uses it.
 
     Args:
-        kind: its name.
-        store: of the program.
-        durable: when a change is stored.
-        limit_s: seconds that an operation may take.
-        claim_epoch: returns the epoch of this node's claim to a shard; None: it has none.
-        outbid: has this node take an epoch above one that the store has seen. Returns whether it has.
+        options: of the program.
+        shards: of this node.
         loop: of the node.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        store: Store,
-        durable: Durable,
-        limit_s: float,
-        claim_epoch: Callable[[int], int | None],
-        outbid: Callable[[int, int], bool],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.kind: str = kind
-        self.store: Store = store
-        self.is_write: bool = durable == "write"
-        self.after_s: float | None = None if isinstance(durable, str) else durable
+    def __init__(self, options: StoreOptions, shards: OwnShards, loop: asyncio.AbstractEventLoop) -> None:
+        self.kind: str = shards.kind
+        self.store: Store = options.store
+        self.is_write: bool = options.durable == "write"
+        self.after_s: float | None = None if isinstance(options.durable, str) else options.durable
         """Seconds after which a change is stored at the latest; None: not by time."""
-        self.limit_s: float = limit_s
+        self.limit_s: float = options.limit_s
         self.loop: asyncio.AbstractEventLoop = loop
         self.slots: asyncio.Semaphore = asyncio.Semaphore(MOST_AT_ONCE)
-        self.under_way: dict[str, asyncio.Task[Any]] = {}
-        """Key → its operation, also where the entity has ended meanwhile."""
-        self.claim_epoch: Callable[[int], int | None] = claim_epoch
-        self._outbid = outbid
+        self.under_way: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        """Kind and key → its operation, also where the entity has ended meanwhile."""
+        self._shards = shards
+        self._taken_over: dict[int, Claim] = {}
+        """Shard → the first claim of this node under which `taken_over_at` was asked."""
+        self._marking: dict[int, tuple[int, asyncio.Task[bool]]] = {}
+        """Shard → since which epoch it is this node's, and what leaves the mark."""
         self._proven: dict[int, int] = {}
         """Shard → the epoch under which the store took something from this node last."""
         self._fenced_at: dict[int, float] = {}
@@ -95,6 +133,8 @@ class KindStore:
         self._trouble_since: float | None = None
         self._failures = 0
         self._lost_casts = 0
+        self._all_failures = 0
+        """Those of former troubles included."""
 
     @property
     def name(self) -> str:
@@ -106,14 +146,77 @@ class KindStore:
         """Whether the store has just failed."""
         return self._failed_at is not None and self.loop.time() - self._failed_at < PAUSE_S
 
-    def keeper(self, key: str, shard: int) -> Keeper:
-        """Return what keeps the state of an entity that begins to live."""
-        return Keeper(self, key, shard)
+    def info(self) -> StoreInfo:
+        """Return how the store does, for people."""
+        durable = "write" if self.is_write else "passivate"
+        if self.after_s is not None:
+            durable = f"within {self.after_s:g} s"
+        return StoreInfo(self.name, durable, self._all_failures, self._trouble_since is not None)
+
+    def claim(self, shard: int) -> Claim | None:
+        """Return the claim of this node to a shard."""
+        own = self._shards.table.own(self.kind)
+        return None if own is None else own.claims.get(shard)
+
+    def taken_over_at(self, shard: int) -> int:
+        """Return an epoch at which a shard was this node's or its predecessors', who have handed it on.
+
+        What is stored under a lower one was written before the shard was taken over from a node that is lost.
+        With a quorum a claim does not say when that was, so it is this node's first epoch.
+        """
+        claim = self.claim(shard)
+        if claim is None:
+            return EPOCH_END
+        if self._shards.majority is None:
+            return claim.term
+        first = self._taken_over.get(shard, claim)
+        if first.term != claim.term or first.epoch > claim.epoch:
+            first = claim
+        self._taken_over[shard] = first
+        return first.epoch
 
     def close(self) -> None:
         """Cancel what is under way: the node hosts the kind no more."""
-        for task in self.under_way.values():
+        for task in [*self.under_way.values(), *(task for _, task in self._marking.values())]:
             task.cancel()
+
+    async def was_left_open(self, shard: int) -> bool:
+        """Whether a former owner of a shard was lost, and perhaps changes with it. Raises: StoreError."""
+        since = self.taken_over_at(shard)
+        known_since, task = self._marking.get(shard, (0, None))
+        if task is None or known_since != since or (task.done() and (task.cancelled() or task.exception())):
+            task = self.loop.create_task(self._mark(shard, since), name=f"mark of {self.kind}")
+            self._marking[shard] = since, task
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise StoreFailed(self.name, "the node hosts the kind no more")
+        return task.result()
+
+    async def _mark(self, shard: int, since: int) -> bool:
+        mark = Keeper(self, str(shard), shard, f"{self.kind}{_MARKS}")
+        stored = await mark.load()
+        await mark.store(str(since).encode())
+        return stored.state is not None and stored.epoch < since
+
+    async def release(self, shards: Iterable[int], timeout_s: float) -> None:
+        """Take the marks of shards away: everything of them is stored. What fails is left as it is."""
+        if not self.is_write:
+            tasks = [self.loop.create_task(self._release(shard)) for shard in shards]
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
+                for task in late:
+                    task.cancel()
+
+    async def _release(self, shard: int) -> None:
+        _, task = self._marking.pop(shard, (0, None))
+        if task is not None:
+            await asyncio.wait({task})
+        mark = Keeper(self, str(shard), shard, f"{self.kind}{_MARKS}")
+        try:
+            await mark.load()
+            await mark.store(None)
+        except StoreError:
+            return  # The next owner believes that something may be missing.
 
     def succeeded(self, fence: Fence) -> None:
         """Note that the store took something."""
@@ -135,6 +238,7 @@ class KindStore:
             self._trouble_since, self._failures, self._lost_casts = self._failed_at, 0, 0
             log.error("entities of %s cannot be stored or loaded: %s", self.kind, error)
         self._failures += 1
+        self._all_failures += 1
 
     def lost_cast(self, target: str, why: str) -> None:
         """Note that what a cast has changed was not stored, with nobody to be told; one line per trouble."""
@@ -155,7 +259,15 @@ class KindStore:
             if now - self._fenced_at[shard] < OUTBID_S:
                 return False
         self._fenced_at.pop(shard, None)
-        return self._outbid(shard, error.highest)
+        shards = self._shards
+        shards.table.heard_of(self.kind, shard, error.highest)
+        if self.claim(shard) is None or not shards.serves(shard, is_inner=False):
+            return False
+        if shards.majority is not None:
+            shards.review_soon()
+            return False
+        shards.renew(shard)
+        return True
 
 
 class Keeper:
@@ -165,11 +277,11 @@ class Keeper:
         is_sure: whether it knows what is stored.
     """
 
-    __slots__ = ("_digest", "_epoch", "_key", "_kind", "_shard", "_tried", "_version", "is_sure")
+    __slots__ = ("_digest", "_epoch", "_kind", "_place", "_shard", "_tried", "_version", "is_sure")
 
-    def __init__(self, kind: KindStore, key: str, shard: int) -> None:
+    def __init__(self, kind: KindStore, key: str, shard: int, stored_as: str = "") -> None:
         self._kind = kind
-        self._key = key
+        self._place = (stored_as or kind.kind, key)
         self._shard = shard
         self._epoch = 0
         self._version = 0
@@ -210,20 +322,20 @@ class Keeper:
     @property
     def is_busy(self) -> bool:
         """Whether an operation is under way."""
-        return self._key in self._kind.under_way
+        return self._place in self._kind.under_way
 
     # Internals.
 
     def _fence(self) -> Fence:
-        epoch = self._kind.claim_epoch(self._shard)
-        if epoch is not None:
-            self._epoch = epoch
+        claim = self._kind.claim(self._shard)
+        if claim is not None:
+            self._epoch = claim.epoch
         return Fence(self._shard, self._epoch)
 
     async def _load(self) -> Stored:
         kind, fence = self._kind, self._fence()
         async with kind.slots:
-            stored = await kind.store.load(kind.kind, self._key, fence)
+            stored = await kind.store.load(*self._place, fence)
         kind.succeeded(fence)
         return stored
 
@@ -233,9 +345,9 @@ class Keeper:
         try:
             async with kind.slots:
                 if packed is None:
-                    version = await kind.store.drop(kind.kind, self._key, fence, expected=expected)
+                    version = await kind.store.drop(*self._place, fence, expected=expected)
                 else:
-                    version = await kind.store.save(kind.kind, self._key, fence, packed, expected=expected)
+                    version = await kind.store.save(*self._place, fence, packed, expected=expected)
         except (Fenced, VersionConflict):
             self.is_sure = True  # That nothing was written.
             raise
@@ -250,12 +362,12 @@ class Keeper:
             stored.version == self._version + 1 and digest == self._tried
         )
         if not is_own:
-            raise VersionConflict(f"{self._kind.kind}/{self._key}", self._version, stored.version)
+            raise VersionConflict("/".join(self._place), self._version, stored.version)
         self._version, self._digest, self.is_sure = stored.version, digest, True
 
     async def _wait(self) -> None:
         """Wait for an operation of this key that was given up. Raises: StoreFailed: it does not end."""
-        task = self._kind.under_way.get(self._key)
+        task = self._kind.under_way.get(self._place)
         if task is not None:
             await asyncio.wait({task}, timeout=self._kind.limit_s)
             if not task.done():
@@ -263,15 +375,15 @@ class Keeper:
 
     async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in a task of its own, within the time limit. Raises: StoreError."""
-        kind, key = self._kind, self._key
+        kind, place = self._kind, self._place
         task = kind.loop.create_task(work, name=f"store of {kind.kind}")
         timer = kind.loop.call_later(kind.limit_s, task.cancel)
-        kind.under_way[key] = task
+        kind.under_way[place] = task
 
         def ended(_: object) -> None:
             timer.cancel()
-            if kind.under_way.get(key) is task:
-                del kind.under_way[key]
+            if kind.under_way.get(place) is task:
+                del kind.under_way[place]
             if not task.cancelled():
                 task.exception()  # Noted, since there may be nobody who waits.
 

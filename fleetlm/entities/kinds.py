@@ -16,9 +16,9 @@ from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.host_parts import HostOptions
 from fleetlm.entities.hosting import Hosting
 from fleetlm.entities.info import KindInfo, kind_info
-from fleetlm.entities.keeping import Durable
+from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.majority import Majority
-from fleetlm.entities.seat import EntityObject
+from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import check_concrete, exit_reason, plain_class
@@ -158,7 +158,7 @@ class Entities:
                 f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
             )
             raise ValueError(f"{shards:,} shards: {cut}")
-        how = _check_store(store, durable, store_s)
+        stored = _check_store(store, durable, store_s)
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -173,9 +173,7 @@ class Entities:
             kept_bytes,
             remembered,
             None if safety == "available" else safety,
-            store,
-            how,
-            store_s,
+            stored,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
         task = self._add(self._complete(hosting))
@@ -225,7 +223,10 @@ class Entities:
             return False
         task = self._local.task_of(hosting.process.pid)
         if hosting.keeps is not None:
-            await hosting.flush(self._shards.context.loop.time() + hosting.options.handoff_s)
+            await close_all(list(hosting.seats.values()), hosting.options.handoff_s)
+            own = self._shards.table.own(kind)
+            if own is not None and not hosting.seats:
+                await hosting.keeps.release(list(own.claims), hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})
@@ -294,10 +295,22 @@ class Entities:
             )
             _ = self._add(self._complete(again), (*lately, now))
 
-    async def _evacuate(self, until: float) -> tuple[str, ...]:
-        """Hand everything over until that time of the loop. Returns the entities that are still here."""
+    async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
+        """Hand everything over until that time of the loop. Returns the entities that are still here.
+
+        Until then those that are still here are served, though the node refuses other new work.
+
+        Args:
+            until: on the loop's clock.
+            still_served: see `Inbound`.
+        """
         hostings = self._hostings()
-        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        numbers = {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
+        still_served |= numbers
+        try:
+            left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        finally:
+            still_served -= numbers
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
@@ -305,26 +318,25 @@ class Entities:
 
 def _check_store(
     store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
-) -> Durable:
-    """Return when changes are to be stored. Raises: TypeError, ValueError."""
+) -> StoreOptions | None:
+    """Return what is to be done with a store. Raises: TypeError, ValueError."""
     if not 0 < store_s < math.inf:
         raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
     if store is None:
         if durable is not None:
             raise ValueError("durable says when the store gets a change, and there is no store")
-        return "write"
+        return None
     missing = [name for name in ("load", "save", "drop") if not callable(getattr(store, name, None))]
     if missing:
         raise TypeError(f"{SHORT.repr(store)} is not a Store: it lacks {', '.join(missing)}")
-    if durable is None or durable == "write":
-        return "write"
-    if durable == "passivate":
-        return "passivate"
-    if not 0 < durable < math.inf:
+    durable = "write" if durable is None else durable
+    if durable not in {"write", "passivate"} and not (
+        isinstance(durable, int | float) and 0 < durable < math.inf
+    ):
         raise ValueError(
             f"durable is 'write', 'passivate' or a number of seconds above 0, not {SHORT.repr(durable)}"
         )
-    return float(durable)
+    return StoreOptions(store, durable, store_s)
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:

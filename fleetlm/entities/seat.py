@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.call import Call
+from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing
 from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
@@ -34,7 +35,6 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.processes.running import RunningProcess
-    from fleetlm.stores.interface import Stored
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -78,12 +78,12 @@ class Host(Protocol):
     """What a seat asks of the `Hosting` of its kind."""
 
     kind: str
+    states: States
+    kept: dict[int, dict[str, Kept]]
+    """Shard → key → what is left of an entity."""
 
     def make(self, seat: Seat) -> EntityObject:
         """Make the object of an entity, ready to run."""
-
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
 
     def epoch_of(self, seat: Seat) -> int:
         """Return the epoch under which this node owns an entity."""
@@ -92,14 +92,8 @@ class Host(Protocol):
     def save_s(self) -> float:
         """Seconds that `Entity.save` may take."""
 
-    def pack(self, state: Any) -> bytes | None:
-        """Return a state as bytes. Raises: NotSerializable, MessageTooLarge."""
-
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Keep what an entity has saved, or note that it is stored."""
-
-    def loaded(self, seat: Seat, stored: Stored) -> Kept:
-        """Return what an entity is made from that the store has."""
 
     def stays(self, seat: Seat) -> None:
         """Note that an entity could not be saved, and serves again."""
@@ -191,14 +185,37 @@ class Seat:
         return self.is_open and not (process._is_ending or process._is_gone)  # noqa: SLF001  # the runtime's half
 
     @property
-    def packs(self) -> Host:
+    def states(self) -> States:
         """Implement `storing.LiveEntity`."""
-        return self.host
+        return self.host.states
+
+    @property
+    def state(self) -> Any:
+        """What the entity is made from. Raises: ValueError: this node does not know its type."""
+        return self.host.states.read(self.kept.packed)
 
     async def fetch(self) -> None:
         """Load what is stored. Raises: ProcessExit: it cannot be loaded."""
-        if self.storing is not None:
-            self.kept = self.host.loaded(self, await self.storing.load())
+        storing, was_lost = self.storing, self.kept.was_lost
+        assert storing is not None
+        stored = await storing.load()
+        was_lost = was_lost or storing.was_left_open
+        if was_lost and self.key not in self.host.kept.get(self.shard, ()):  # The shard was taken over.
+            was_lost = storing.may_miss(stored)
+        self.kept = Kept(stored.state, was_lost and not storing.is_write)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it has ended, and what it did since it was saved last is lost."""
+        is_stored = self.storing is not None and self.storing.is_write
+        return self.is_ready and not (self.is_saved or is_stored)
+
+    def acknowledge(self, cast: Call) -> None:
+        """Acknowledge a cast in its mailbox, once it is loaded."""
+        if self.storing is None or self.is_ready:
+            cast.reply(None)
+        else:
+            self.storing.acks.append(cast)
 
     def ready(self) -> None:
         """Note that `load` is done."""
@@ -275,7 +292,7 @@ class _Save(BetweenHandlers):
         try:
             packed = None
             if seat.storing is None:
-                packed = seat.host.pack(await seat.saved())
+                packed = seat.host.states.pack(await seat.saved())
             else:
                 await seat.storing.save()
             seat.host.keep(seat, packed)
@@ -353,6 +370,13 @@ def base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
     bases = reversed(actor.__mro__)
     found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
     return found
+
+
+async def close_all(seats: Iterable[Seat], timeout_s: float) -> None:
+    """Have entities saved and ended, as many as can be in this time."""
+    outcomes = [seat.close() for seat in seats]
+    if outcomes:
+        await asyncio.wait(outcomes, timeout=max(0.0, timeout_s))
 
 
 def refuse_all(messages: Iterable[Any], target: str, storing: Storing | None = None) -> None:

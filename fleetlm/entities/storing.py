@@ -24,11 +24,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import Handler, Handlers
+from fleetlm.entities.keeping import Keeper
 from fleetlm.errors import Fenced, NotLoaded, NotStored, ProcessExit, StoreError, VersionConflict
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.boundary import exit_in, is_from_signal
@@ -36,38 +37,24 @@ from fleetlm.texts import loggable, text_of
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
-    from fleetlm.entities.keeping import Keeper, KindStore
+    from fleetlm.entities.keeping import KindStore
+    from fleetlm.entities.states import States
     from fleetlm.stores.interface import Stored
 
 log: logging.Logger = logging.getLogger("fleetlm")
-
-
-class Saved(Protocol):
-    """An entity that can be saved."""
-
-    async def save(self) -> Any:
-        """See `Entity.save`."""
-
-
-class Packs(Protocol):
-    """Packs states."""
-
-    kind: str
-
-    def pack(self, state: Any) -> bytes | None:
-        """Return a state as bytes. Raises: NotSerializable, MessageTooLarge."""
 
 
 class LiveEntity(Protocol):
     """The seat of an entity, as this module sees it."""
 
     key: str
+    shard: int
 
     async def saved(self) -> Any:
         """Return what `Entity.save` returns. Raises: TimeoutError: it did not end in time; what it raises."""
 
     @property
-    def packs(self) -> Packs:
+    def states(self) -> States:
         """Packs its state."""
 
     @property
@@ -87,25 +74,36 @@ class Storing:
     Args:
         seat: of the entity.
         keeps: the store of its kind.
-        keeper: keeps its state.
 
     Attributes:
         acks: casts that are acknowledged when the entity has been loaded.
+        was_left_open: whether a former owner of its shard may have lost changes.
         why_not_loaded: why it could not be loaded; empty: it could, or nobody knows yet.
     """
 
-    __slots__ = ("_due", "_keeper", "_keeps", "_seat", "_task", "_timer", "acks", "why_not_loaded")
+    __slots__ = (
+        "_due",
+        "_keeper",
+        "_keeps",
+        "_seat",
+        "_task",
+        "_timer",
+        "acks",
+        "was_left_open",
+        "why_not_loaded",
+    )
 
-    def __init__(self, seat: LiveEntity, keeps: KindStore, keeper: Keeper) -> None:
+    def __init__(self, seat: LiveEntity, keeps: KindStore) -> None:
         self._seat = seat
         self._keeps = keeps
-        self._keeper = keeper
+        self._keeper = Keeper(keeps, seat.key, seat.shard)
         self._due: float | None = None
         """When a change is to be stored, on the loop's clock; None: there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         """The write that goes on beside the handlers."""
         self.acks: list[Call] = []
+        self.was_left_open: bool = False
         self.why_not_loaded: str = ""
 
     @property
@@ -115,10 +113,21 @@ class Storing:
     async def load(self) -> Stored:
         """Return what is stored. Raises: ProcessExit: it cannot be loaded, which ends the entity."""
         try:
+            if not self.is_write:
+                self.was_left_open = await self._keeps.was_left_open(self._seat.shard)
             return await self._keeper.load()
         except StoreError as error:
             self.why_not_loaded = text_of(error)
             raise ProcessExit("not loaded") from error
+
+    @property
+    def is_write(self) -> bool:
+        """Whether everything that was acknowledged is stored."""
+        return self._keeps.is_write
+
+    def may_miss(self, stored: Stored) -> bool:
+        """Whether a shard that was taken over from a lost node may have lost what was to follow on this."""
+        return stored.epoch < self._keeps.taken_over_at(self._seat.shard)
 
     def loaded(self) -> None:
         """Acknowledge the casts that have waited for it."""
@@ -219,7 +228,7 @@ class Storing:
 
     async def _packed(self) -> bytes | None:
         seat = self._seat
-        return seat.packs.pack(await seat.saved())
+        return seat.states.pack(await seat.saved())
 
     # By time.
 
@@ -297,23 +306,20 @@ def is_failure(error: BaseException) -> bool:
     return not (isinstance(error, GeneratorExit) or is_from_signal(error) or exit_in(error) is not None)
 
 
-def stored_handlers(handlers: Handlers, storing_of: Callable[[Any], Storing]) -> Handlers:
-    """Return handlers after which an entity is stored.
-
-    Args:
-        handlers: of the class.
-        storing_of: returns what stores an entity.
-    """
-    by_name = {name: _stored_handler(found, storing_of) for name, found in handlers.by_name.items()}
+def stored_handlers(handlers: Handlers, keeps: KindStore) -> Handlers:
+    """Return the handlers of a class, after which an entity is stored if its kind wants that."""
+    if not keeps.is_write and keeps.after_s is None:
+        return handlers
+    by_name = {name: _stored_handler(found) for name, found in handlers.by_name.items()}
     return Handlers(by_name, handlers.names)
 
 
-def _stored_handler(found: Handler, storing_of: Callable[[Any], Storing]) -> Handler:
+def _stored_handler(found: Handler) -> Handler:
     function = found.function
 
     def begin(entity: Any, *args: Any, **kwargs: Any) -> Any:
         running = function(entity, *args, **kwargs)  # Raises a TypeError at once if they do not fit.
-        storing = storing_of(entity)
+        storing: Storing = entity._Entity__seat.storing  # noqa: SLF001  # as `Hosting.make` has set it
         return storing.streamed(running) if found.streams else storing.handled(running)
 
     return dataclasses.replace(found, function=begin)

@@ -10,11 +10,16 @@ little of what travels beside it must be copied.
 
 Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
 the loop each time, for a second in the end. It is switched off meanwhile.
+
+The two threads share one interpreter. A thread that wants it while another one computes waits for 5 ms by
+default, and the loop wants it again after each call of the system, several times for each message. So the
+turns of threads are shorter meanwhile (`TURN_S`), or a small call would take tens of milliseconds.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -41,6 +46,10 @@ BESIDE_BYTES = 1024 * 1024
 that must be copied to unpack it."""
 FEW_VALUES = 1_024
 """So many values take a millisecond at worst. Counting them takes less than a thread."""
+
+TURN_S = 0.0002
+"""Seconds for which the loop waits for the interpreter while a message is unpacked beside it. A switch takes
+some 10 us, and there are no more of them than calls of the system."""
 
 Unpacked = tuple[list[Any], int]
 """Messages, and how many values in them could not be rebuilt."""
@@ -75,7 +84,7 @@ def unpack(codec: Codec, whole: Whole, limit: int) -> Unpacked:
         BadData: the bytes are no message, or it counts less than its weight demands.
     """
     decoder = codec.large_decoder(_let_others_run)
-    with NO_COLLECTION:
+    with NO_COLLECTION, SHORT_TURNS:
         message = decoder.unpack(whole.envelope, whole.blobs)
     message = operations.with_units(message, whole.units)
     try:
@@ -97,7 +106,7 @@ def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
         BadData: the bytes are no batch, or would take too much memory, or a message counts too little.
     """
     decoder = codec.large_decoder(_let_others_run)
-    with NO_COLLECTION:
+    with NO_COLLECTION, SHORT_TURNS:
         messages = decoder.unpack_batch(body)
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadData(f"a batch of {len(messages):,} messages")
@@ -135,3 +144,31 @@ class _NoCollection:
 
 
 NO_COLLECTION = _NoCollection()
+
+
+class _ShortTurns:
+    """Lets threads take turns more often while one of them is in the block."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._before_s = 0.0
+        self._set_s = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+            if self._threads == 1:
+                self._before_s = sys.getswitchinterval()
+                sys.setswitchinterval(min(TURN_S, self._before_s))
+                self._set_s = sys.getswitchinterval()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0 and sys.getswitchinterval() == self._set_s:  # Else the program has set it.
+                sys.setswitchinterval(self._before_s)
+
+
+SHORT_TURNS = _ShortTurns()
+"""Shortens the turns of threads while large messages are unpacked."""

@@ -11,7 +11,9 @@ So each request says whether it is made on behalf of work in flight. Its sender 
   accepted by it, so all of it is work in flight.
 * A request that waited for room is, if it was begun before the sender learned of the drain.
 
-New work for a node that has said that it refuses such is refused here already (`InFlight.admit`).
+New work for a node that has said that it refuses such is refused here already (`InFlight.admit`). A request
+to a keyed entity is not: the entities of a node that drains are served there until they have been handed
+over, one shard after the other, and the host of their kind refuses what it does not own any more.
 
 A call that arrives soon after the notice may have been on its way before, from a node that did not know of
 the drain; so for `TRANSIT_S` seconds what arrives counts as begun before. Such a call may be a new one,
@@ -26,13 +28,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.draining import Step
 from fleetlm.errors import Draining
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed, Parcel
+from fleetlm.wire.invocation import is_for_entity
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -85,8 +88,13 @@ class InFlight:
         call = SERVING.get()
         return call is not None and call.open and (self._is_own or call.began < self._since + TRANSIT_S)
 
-    def admit(self, session: Session, began: float) -> int:
+    def admit(self, session: Session, began: float, message: Any = None) -> int:
         """Return the mark of a request to another node: 1 on behalf of work in flight, or else 0.
+
+        Args:
+            session: to that node.
+            began: when the request was begun, on the loop's clock.
+            message: the request.
 
         Raises:
             Draining: it is new work, and that node has said that it refuses such. It is not sent: a request
@@ -97,7 +105,7 @@ class InFlight:
         if self.covers(began):
             return 1
         peer = session.peer
-        if peer.drain_step is Step.REFUSING:
+        if peer.drain_step is Step.REFUSING and not is_for_entity(message):
             raise unsent(session.name, peer.drain_until - self._clock())
         return 0
 

@@ -147,6 +147,8 @@ class Inbound:
 
     Attributes:
         unpack_beside: calls a function beside the loop, and then `take_unpacked` with its result.
+        still_served: numbers of processes that get new work while this node drains, since they refuse by
+            themselves what they do not take.
         undelivered: one-way messages for which there was no process.
         unreadable: messages with a value that could not be rebuilt here.
     """
@@ -175,6 +177,7 @@ class Inbound:
         """When the turn is over, on the clock of the system."""
         self._is_late = False
         """Whether an operation has found that the turn is over."""
+        self.still_served: set[int | str] = set()
         self.undelivered: int = 0
         self.unreadable: int = 0
         self._scale = Scale()
@@ -565,7 +568,7 @@ class Inbound:
             return
         call = self._open(session, payload, ref, timeout_ms, in_flight, window, idle_ms)
         box = self._boxes.get(to)
-        if session.refuses and not in_flight:
+        if session.refuses and not in_flight and to not in self.still_served:
             box = None
             self._service.refused(call)
         elif box is None:

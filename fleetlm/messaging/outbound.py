@@ -304,7 +304,7 @@ class Outbound:
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
                 timeout_ms = max(1, int((deadline - loop.time()) * 1000))
             self._next_ref = ref = self._next_ref + 1
-            in_flight = self.in_flight.admit(session, began) if self.in_flight.is_watched else 0
+            in_flight = self.in_flight.admit(session, began, message) if self.in_flight.is_watched else 0
             if type(message) is Invoke:
                 packed = pack_handle(
                     self._codec, session.light_bytes, key, message, ref, timeout_ms, in_flight
@@ -497,7 +497,7 @@ class Outbound:
             if wait is not None:
                 self.waits.end(wait)
             self.local_calls.pop(ref, None)
-            if call.open:
+            if not call._done:  # noqa: SLF001  # `Call.open` inline
                 call.abandon()
         turns = self._turns
         if turns.left:  # A thousand replies may have come at once.

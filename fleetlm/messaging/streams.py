@@ -125,7 +125,7 @@ class Streams:
         if session is not None:
             if session.obstacle(key) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
-            in_flight = outbound.in_flight.admit(session, began)
+            in_flight = outbound.in_flight.admit(session, began, message)
             packed = self._pack(key, message, ref, deadline, idle_s, in_flight)
             extra_bytes = self._codec.extra_bytes
             while session.admit(key, packed, extra_bytes=extra_bytes, is_call=True) is not None:

@@ -290,7 +290,7 @@ class Reader:
 
     def _read_entities(self, reading: Reading) -> None:
         """Read the kinds that this node hosts: `MAX_KINDS` at most, and their names come from the program."""
-        for info in self._parts.entities.info(MAX_KINDS):
+        for info in self._parts.entity_kinds(MAX_KINDS):
             own, kind = info.hosted, (info.kind,)
             if own is None:
                 continue
@@ -305,6 +305,8 @@ class Reader:
             }
             if own.quorum is not None:
                 values["fleetlm_entity_quorum"] = own.quorum.holds
+            if own.store is not None:
+                values["fleetlm_entity_store_failures_total"] = own.store.failures
             for name, value in values.items():
                 reading.setdefault(name, []).append((kind, float(value)))
             counts = zip(HANDOFF_ENDS, (own.handed_over, own.taken, own.stayed), strict=True)

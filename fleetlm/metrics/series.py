@@ -81,6 +81,7 @@ SERIES: Final[tuple[Series, ...]] = (
     Series("fleetlm_entity_quorum", "gauge", _KIND, "1 if a majority is seen, else 0; only with a quorum."),
     Series("fleetlm_entities_activated_total", "counter", _KIND, "Entities that were made."),
     Series("fleetlm_entities_fenced_total", "counter", _KIND, "Entities that were ended by fencing."),
+    Series("fleetlm_entity_store_failures_total", "counter", _KIND, "Operations of its store that failed."),
     Series("fleetlm_entity_handoffs_total", "counter", ("kind", "end"), "Handoffs of shards, by their end."),
     # DNS.
     Series("fleetlm_dns_outcome", "gauge", _OUTCOME, "1 for the outcome of the last lookup, else 0."),

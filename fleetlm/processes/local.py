@@ -205,7 +205,7 @@ class LocalProcesses:
     def process(self, pid: Pid) -> RunningProcess | None:
         """Return the process with that pid, or None if it is gone or lives elsewhere."""
         known = self._processes.get(pid.number)
-        return known if known is not None and known.pid == pid else None
+        return known if known is not None and (known.pid is pid or known.pid == pid) else None
 
     def task_of(self, pid: Pid) -> asyncio.Task[None] | None:
         """Return the task of a process of this node until it has ended, also of a killed process."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.node import parts_of
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def node_facts(node: Node) -> dict[str, Any]:
         "own_ip_why": own.why,
         "own_ip_warning": own.warning,
         "info": plain(node.info()),
-        "kinds": plain(node.entities.info()),
+        "kinds": plain(parts_of(node).entity_kinds()),
     }
 
 

@@ -341,6 +341,7 @@ class Kinds(list[KindInfo]):
             "alive",
             "kept bytes",
             "safety",
+            "stored",
         )
         return _format_table(head, [_kind_row(each) for each in self])
 
@@ -348,14 +349,15 @@ class Kinds(list[KindInfo]):
 def _kind_row(info: KindInfo) -> tuple[object, ...]:
     own = info.hosted
     if own is None:
-        return (info.kind, info.shards, info.unowned, info.hosts, 0, 0, 0, 0, "-")
+        return (info.kind, info.shards, info.unowned, info.hosts, 0, 0, 0, 0, "-", "-")
     safety = "available"
     if own.quorum is not None:
         holds = "" if own.quorum.holds else ", lost"
         safety = f"quorum: {own.quorum.seen} of {own.quorum.expected}{holds}"
+    stored = "-" if own.store is None else own.store.durable + (", fails" if own.store.fails else "")
     return (
         info.kind, info.shards, info.unowned, info.hosts, own.owned, own.moving, own.alive, own.kept_bytes,
-        safety,
+        safety, stored,
     )  # fmt: skip
 
 

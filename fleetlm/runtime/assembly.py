@@ -90,6 +90,7 @@ from fleetlm.wire.table_topics import FEATURES as TABLES
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
+    from fleetlm.entities.info import KindInfo
     from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
@@ -291,9 +292,17 @@ class Assembly:
 
         return Entities(self.replicated_shards, self.local, self.outbound, self.sender, self.codec)
 
+    def entity_kinds(self, most: int | None = None) -> list[KindInfo]:
+        """Return what `Entities.info` does; where no node of the cluster hosts any, without its code."""
+        if "entities" in vars(self) or self.replicated_shards.table.kinds():
+            return self.entities.info(most)
+        return []
+
     async def evacuate(self, until: float) -> tuple[str, ...]:
         """Implement `leaving.Evacuee`: hand over the shards of this node."""
-        return await self.entities._evacuate(until) if "entities" in vars(self) else ()  # noqa: SLF001  # its runtime
+        if "entities" not in vars(self):
+            return ()
+        return await self.entities._evacuate(until, self.inbound.still_served)  # noqa: SLF001  # its runtime
 
     @functools.cached_property
     def overview(self) -> Overview:

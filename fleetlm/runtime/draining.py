@@ -106,6 +106,8 @@ class Draining:
         self._run: _Run | None = None
         self._is_last = False
         """Whether the node stops after this drain, so that it cannot be undone."""
+        self.is_handing_over: bool = False
+        """Whether entities are being handed over, and are served here until then."""
         self._changes = ChangeSignal()
 
     # What the program asks for.
@@ -293,6 +295,10 @@ class Draining:
     async def _finish(self, run: _Run, left: Left) -> Left:
         """Wait until everything has ended, or the time is over. Returns what was waited for last."""
         await self._wait_for(run, left, math.inf)
+        while (  # noqa: ASYNC110  # as everything here that may be undone, or get less time
+            self.is_handing_over and not run.is_undone and self._loop.time() < self.own.until
+        ):
+            await asyncio.sleep(LOOK_S)
         later = self._loop.time() + LATER_S
         while not run.is_undone and self._loop.time() < self.own.until:
             left = await self._unfinished.look(run.besides, left)

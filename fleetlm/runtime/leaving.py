@@ -156,12 +156,16 @@ class Leaving:
             return DrainReport(self._context.name, source, reason, seconds, 0, 0, 0, (), (), was_undone=True)
         left_s = max(0.0, until - self._loop.time())
         drain = self._draining.drain(left_s, reason, source, asked_by=asked_by, is_last=is_last)
+        self._draining.is_handing_over = True
         draining = self._keep(drain)
         await asyncio.sleep(0)  # It announces the drain in its first turn, and looks what is open later.
         if not self._is_told and until > self._loop.time():  # Else there is no time to hand over.
             self._is_told = True
             await self._listeners.tell(NodeDraining(self._context.name, until, source))
-        unmoved = await self._evacuee.evacuate(until)
+        try:
+            unmoved = await self._evacuee.evacuate(until)
+        finally:
+            self._draining.is_handing_over = False
         report: DrainReport = await draining
         if unmoved and not report.was_undone:
             report = dataclasses.replace(report, unmoved=unmoved[:MAX_UNMOVED], unmoved_count=len(unmoved))

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fleetlm.directory.registry import ReplicatedNames
     from fleetlm.discovery.poller import Poller
     from fleetlm.entities.info import KindInfo
-    from fleetlm.entities.kinds import Entities
+    from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.ids import Pid
     from fleetlm.messaging.inbound import Inbound
     from fleetlm.messaging.outbound import Outbound
@@ -91,6 +91,7 @@ class Watched(Protocol):
     driver: Driver
     replicated_groups: ReplicatedGroups
     replicated_names: ReplicatedNames
+    replicated_shards: ReplicatedShards
     recent: RecentEvents
     poller: Poller | None
     started_at: float
@@ -99,9 +100,8 @@ class Watched(Protocol):
     def wall_ms(self) -> int:
         """Return the milliseconds of the wall clock."""
 
-    @property
-    def entities(self) -> Entities:
-        """The kinds of entities that this node knows."""
+    def entity_kinds(self, most: int | None = None) -> list[KindInfo]:
+        """Return what is known of each kind of entities; at most so many."""
 
 
 class OwnOverview:
@@ -338,14 +338,15 @@ class OwnOverview:
         return {bounded(name): str(claim.pid) for name, claim in table.first(most, NAMES_LOOKED_AT)}
 
     def _show_kinds(self, left_out: dict[str, int]) -> dict[str, Part]:
-        entities, most = self._node.entities, LIMITS["kinds"]
-        _leave_out(left_out, "kinds", len(entities.kinds()) - most)
-        return {bounded(info.kind): _show_kind(info) for info in entities.info(most)}
+        most = LIMITS["kinds"]
+        _leave_out(left_out, "kinds", len(self._node.replicated_shards.table.kinds()) - most)
+        return {bounded(info.kind): _show_kind(info) for info in self._node.entity_kinds(most)}
 
 
 def _show_kind(info: KindInfo) -> Part:
     own = info.hosted
     quorum = None if own is None else own.quorum
+    store = None if own is None else own.store
     shown: Part = {
         "shards": info.shards,
         "unowned": info.unowned,
@@ -356,6 +357,14 @@ def _show_kind(info: KindInfo) -> Part:
         "quorum": None
         if quorum is None
         else {"expected": quorum.expected, "seen": quorum.seen, "holds": quorum.holds},
+        "store": None
+        if store is None
+        else {
+            "name": bounded(store.name),
+            "durable": store.durable,
+            "failures": store.failures,
+            "fails": store.fails,
+        },
     }
     return shown | {name: 0 if own is None else getattr(own, name) for name in _OF_A_HOST}
 

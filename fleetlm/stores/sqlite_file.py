@@ -17,7 +17,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fleetlm.errors import StoreError, StoreFailed
 from fleetlm.records import Record
@@ -126,7 +126,8 @@ class SQLiteFile:
         )
         try:
             self._db.execute("BEGIN" if is_read else "BEGIN IMMEDIATE")
-            outcomes = [self._perform(each) for each in operations]
+            checked: dict[tuple[str, int], int] = {}
+            outcomes = [self._perform(each, checked) for each in operations]
             if any(each.what == "drop" for each in operations):
                 self._purge()
             self._db.execute("COMMIT")
@@ -135,6 +136,9 @@ class SQLiteFile:
             if self._db.in_transaction:
                 self._roll_back()
             raise self._failure(error) from error
+        if len(raised) >= _MAX_RAISED:
+            raised.clear()
+        raised.update(checked)
         return outcomes
 
     def close(self) -> None:
@@ -191,53 +195,63 @@ class SQLiteFile:
             why = f"SQLite cannot keep a write-ahead log there (its journal is {mode!r}); use a local disk"
             raise StoreFailed(self._path, why)
 
-    def _perform(self, asked: Operation) -> Outcome:
+    def _perform(self, asked: Operation, checked: dict[tuple[str, int], int]) -> Outcome:
+        """Do an operation. Each step of SQLite gives other threads a turn, so there are few.
+
+        Args:
+            asked: what is to be done.
+            checked: kind and shard → the epoch of its fence, as this transaction has read or raised it.
+        """
         try:
-            self._raise_fence(asked)
-            row = self._row(asked)
+            self._raise_fence(asked, checked)
+            if asked.what == "save" and (stored := self._write(asked)) is not None:
+                return stored
+            row = self._db.execute(
+                "SELECT version, epoch, state FROM states WHERE kind = ? AND key = ?", (asked.kind, asked.key)
+            ).fetchone()
             version, epoch, state = (0, 0, None) if row is None else row
+            check_fence(asked.target, asked.fence, epoch)
             if asked.what == "load":
                 return Stored(version, state, epoch)
             check_version(asked.target, asked.expected, version)
         except (StoreError, ValueError) as error:
             return error  # Nothing was changed, so the transaction goes on.
-        written = (version + 1, asked.fence.epoch, int(time.time()), asked.state)
-        if row is None:
-            self._db.execute(
-                "INSERT INTO states (version, epoch, written_s, state, kind, key) VALUES (?, ?, ?, ?, ?, ?)",
-                (*written, asked.kind, asked.key),
+        stored = self._write(asked)
+        assert stored is not None, asked.target
+        return stored
+
+    def _write(self, asked: Operation) -> Stored | None:
+        """Write in place of the version that is expected. None: it is not there, and nothing was written."""
+        stored = Stored(asked.expected + 1, asked.state, asked.fence.epoch)
+        row = (stored.version, stored.epoch, int(time.time()), stored.state, asked.kind, asked.key)
+        if asked.expected:
+            written = self._db.execute(
+                "UPDATE states SET version = ?, epoch = ?, written_s = ?, state = ?"
+                " WHERE kind = ? AND key = ? AND version = ? AND epoch <= ?",
+                (*row, asked.expected, stored.epoch),
             )
         else:
-            self._db.execute(
-                "UPDATE states SET version = ?, epoch = ?, written_s = ?, state = ?"
-                " WHERE kind = ? AND key = ?",
-                (*written, asked.kind, asked.key),
+            written = self._db.execute(
+                "INSERT OR IGNORE INTO states (version, epoch, written_s, state, kind, key)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                row,
             )
-        return Stored(version + 1, asked.state, asked.fence.epoch)
+        return stored if written.rowcount == 1 else None
 
-    def _row(self, asked: Operation) -> Any:
-        """Return version, epoch and state of a key; the state only where it is wanted."""
-        state = "state" if asked.what == "load" else "NULL"
-        found = self._db.execute(
-            f"SELECT version, epoch, {state} FROM states WHERE kind = ? AND key = ?",  # noqa: S608  # ours
-            (asked.kind, asked.key),
-        ).fetchone()
-        if found is not None:
-            check_fence(asked.target, asked.fence, found[1])
-        return found
-
-    def _raise_fence(self, asked: Operation) -> None:
+    def _raise_fence(self, asked: Operation, checked: dict[tuple[str, int], int]) -> None:
         """Note the owner of a shard. Raises: Fenced, ValueError."""
         shard, epoch = asked.fence
         place = (asked.kind, shard)
-        found = self._db.execute("SELECT epoch FROM fences WHERE kind = ? AND shard = ?", place).fetchone()
-        highest = 0 if found is None else found[0]
+        highest = checked.get(place)
+        if highest is None:
+            found = self._db.execute(
+                "SELECT epoch FROM fences WHERE kind = ? AND shard = ?", place
+            ).fetchone()
+            highest = checked[place] = 0 if found is None else found[0]
         check_fence(asked.target, asked.fence, highest)
         if epoch > highest:
             self._db.execute("INSERT OR REPLACE INTO fences VALUES (?, ?, ?)", (*place, epoch))
-        if len(self._raised) >= _MAX_RAISED:
-            self._raised.clear()
-        self._raised[place] = epoch
+            checked[place] = epoch
 
     def _purge(self) -> None:
         """Forget what was dropped long ago."""

@@ -3,7 +3,9 @@
 Theory of operation. One thread owns the file, and nothing else touches it. Operations wait in one queue, in
 the order in which they were asked for. The thread takes what waits, up to a batch, does it in one transaction
 and tells the loops. What comes meanwhile waits for the next batch: the slower the disk, the larger the
-batches, and a thousand entities that write at the same time wait for a few commits, not for a thousand.
+batches, and a thousand entities that write at the same time wait for a few commits, not for a thousand. The
+thread begins when the turn of the loop is over in which the first one came, so that it takes all that was
+asked for in that turn. Both threads share Python's lock, and would else hinder each other at each step.
 
 The order is what makes a load safe after a write that was given up: the write comes first, or never.
 
@@ -37,6 +39,8 @@ BATCH_OPERATIONS = 512
 """Operations in one transaction: enough to share a wait for the disk, and done within some milliseconds."""
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of states in one transaction, unless a single one is larger."""
+_TURN_S = 0.02
+"""Seconds that the thread waits for the end of a turn of a loop, which may block, or stop."""
 _END_S = 10.0
 """Seconds that the end of Python waits for what is still to be written."""
 
@@ -79,6 +83,8 @@ class SQLiteWorker:
         self._thread: threading.Thread | None = None
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._is_closed = False
+        self._is_woken = False
+        """Whether a loop is about to wake the thread."""
         self._pid = os.getpid()
 
     async def ask(self, operation: Operation | None) -> Stored:
@@ -98,7 +104,11 @@ class SQLiteWorker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="fleetlm store", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            wakes, self._is_woken = not self._is_woken, True
+            if wakes:
+                self._changed.notify()
+        if wakes:
+            asked.loop.call_soon(self._wake)
         try:
             return await asked.future
         except asyncio.CancelledError:
@@ -130,6 +140,11 @@ class SQLiteWorker:
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_END_S)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._is_woken = False
+            self._changed.notify()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -178,8 +193,9 @@ class SQLiteWorker:
         batch: list[_Asked] = []
         size = 0
         with self._changed:
-            while not (self._queue or self._is_closed):
-                self._changed.wait()
+            while not ((self._queue and not self._is_woken) or self._is_closed):
+                if not self._changed.wait(_TURN_S if self._queue else None):
+                    self._is_woken = False  # The loop has stopped, or its turn is a long one.
             while self._queue and len(batch) < BATCH_OPERATIONS and size < BATCH_BYTES:
                 each = self._queue.popleft()
                 batch.append(each)

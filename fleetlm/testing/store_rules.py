@@ -101,10 +101,9 @@ async def a_former_owner_writes_nothing(first: Store, second: Store, kind: str) 
     """Once a later owner has written, everything under a lower epoch is refused."""
     version = await first.save(kind, "a", ONE, b"1", expected=0)
     version = await second.save(kind, "a", TWO, b"2", expected=version)
-    for of, at in (("save", first.save(kind, "a", ONE, b"x", expected=version)),
-                   ("drop", first.drop(kind, "a", ONE, expected=version)),
-                   ("load", first.load(kind, "a", ONE))):  # fmt: skip
-        await _refuses(Fenced, at, f"{of} under a lower epoch")
+    await _refuses(Fenced, first.save(kind, "a", ONE, b"x", expected=version), "saving under a lower epoch")
+    await _refuses(Fenced, first.drop(kind, "a", ONE, expected=version), "dropping under a lower epoch")
+    await _refuses(Fenced, first.load(kind, "a", ONE), "loading under a lower epoch")
     _is(await second.load(kind, "a", TWO), Stored(version, b"2", 2), "after a former owner was refused")
 
 

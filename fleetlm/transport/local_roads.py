@@ -74,6 +74,7 @@ END_S: Final = 0.5
 """Seconds between the end of a local road and that of its connection. Mostly the peer has ended both, and
 ZeroMQ says so meanwhile, and why."""
 _LET_IN: Final = b"\x01"
+_SO_PEERCRED: Final[int] = getattr(socket, "SO_PEERCRED", 17)
 _CREDENTIALS: Final = struct.Struct("iII")
 """Linux's ``struct ucred``: process, user, group."""
 _AGAIN: Final = (BlockingIOError, InterruptedError)
@@ -442,6 +443,6 @@ def _address(number: int) -> str:
 
 def _is_own_user(sock: socket.socket) -> bool:
     """Whether the other end is a process of this user. Raises: OSError."""
-    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    ucred = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(ucred)
     return bool(user == os.geteuid())

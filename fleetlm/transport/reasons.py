@@ -63,7 +63,8 @@ class ReasonProbe:
         self._timer = loop.call_later(TIMEOUT_S, self._finish)
         self._sock: socket.socket | None = None
         try:
-            self._sock = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
             if own_ip and may_dial_from(own_ip, ip):
                 sock.bind(source_address(own_ip)[1])
             code = sock.connect_ex((ip, port))

@@ -29,6 +29,7 @@ KNOWS_RECEIVED: Final = sys.platform.startswith("linux")
 """Whether `count_received` works on this system."""
 
 _SO_COOKIE: Final = 57
+_TCP_INFO: Final[int] = getattr(socket, "TCP_INFO", 11)
 _TCP_INFO_BYTES: Final = 256
 _BYTES_RECEIVED_AT: Final = 128
 """Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
@@ -122,7 +123,7 @@ def count_received(fd: int) -> int | None:
     except (OSError, ValueError):  # ValueError: it is negative
         return None
     try:
-        info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        info = lent.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
         return None
     finally:

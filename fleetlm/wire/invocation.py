@@ -14,6 +14,11 @@ _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", 
 """An argument in the path to a refused value, and the rest of the path inside it."""
 
 
+def is_for_entity(message: Any) -> bool:
+    """Whether a message is a request to a keyed entity, on its way to the host of the kind."""
+    return type(message) is Invoke and type(message.handler) is not str
+
+
 class Invoke:
     """A request for a handler. Only the handler's name travels, never code.
 

@@ -222,13 +222,16 @@ class World:
                 for alive in self.ledger.alive.values():
                     while node.name in alive:
                         alive.remove(node.name)
-                await self.cluster.crash(node)
+                await self.crash(node)
                 if rng.random() < 0.8:
                     await self.host(await self.cluster.start_at(ip, clock_s=self.clock_s()))
             case "partition" | "one way" | "freeze" | "stall":
                 self.disturb(what, node)
             case _:
                 return
+
+    async def crash(self, node: Node) -> None:
+        await self.cluster.crash(node)
 
     def disturb(self, what: str, node: Node) -> None:
         self.calm_down()

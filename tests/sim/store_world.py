@@ -1,7 +1,7 @@
 """Clusters whose entities have a store, while nodes come, leave and fail, and the store fails, too.
 
-The stories are those of `entity_world`. Each node has an access of its own to the store, which is slow, fails,
-loses answers, performs late what was given up, and is out of reach now and then: always where the node
+The stories are those of `entity_world`. Each node has an access of its own to the store, which is slow,
+fails, loses answers, performs late what was given up, and is out of reach now and then: always where the node
 crashes, and in half of the partitions. What must hold besides:
 
 1. The store takes nothing under an epoch below one under which a later owner has loaded or written.
@@ -35,8 +35,8 @@ class StoreWorld(World):
         self.store = self.make_store()
         self.store.on_effect = self.note
         self.accesses: dict[str, MemoryStore] = {}
-        self.highest: dict[int, int] = {}
-        """Shard → the highest epoch under which the store took anything."""
+        self.highest: dict[tuple[str, int], int] = {}
+        """Kind and shard → the highest epoch under which the store took anything."""
         self.wrong: list[str] = []
         self.latency_s = (0.0, self.rng.choice([0.001, 0.02, 0.3]))
         self.share = self.rng.choice([0.0, 0.02, 0.1])
@@ -46,10 +46,11 @@ class StoreWorld(World):
 
     def note(self, kind: str, key: str, fence: Fence, stored: Stored) -> None:
         """Take down that something took effect."""
-        highest = self.highest.get(fence.shard, 0)
+        place = (kind, fence.shard)
+        highest = self.highest.get(place, 0)
         if fence.epoch < highest:
             self.wrong.append(f"{kind}/{key}: {stored} under {fence}, and {highest} has been there")
-        self.highest[fence.shard] = max(highest, fence.epoch)
+        self.highest[place] = max(highest, fence.epoch)
 
     async def host(self, node: Node) -> None:
         access = self.accesses[node.name] = self.store.another()
@@ -62,22 +63,12 @@ class StoreWorld(World):
             store=access, durable=self.durable,
         )  # fmt: skip
 
-    async def change(self, what: str) -> None:
-        if what == "crash":
-            self.cut_off_who_crashes()
-        await super().change(what)
-
-    def cut_off_who_crashes(self) -> None:
-        """Let a node that crashes reach the store no more; Python lets its coroutines run on for a moment."""
-        crash = self.cluster.crash
-
-        async def cut_and_crash(node: Any, **options: Any) -> None:
-            access = self.accesses.get(node.name)
-            if access is not None:
-                access.is_down = True
-            await crash(node, **options)
-
-        self.cluster.crash = cut_and_crash  # type: ignore[method-assign]
+    async def crash(self, node: Node) -> None:
+        """See `World.crash`. Coroutines of a crashed node run on; the store hears nothing of them."""
+        access = self.accesses.get(node.name)
+        if access is not None:
+            access.is_down = True
+        await super().crash(node)
 
     def disturb(self, what: str, node: Node) -> None:
         super().disturb(what, node)

@@ -10,6 +10,7 @@ import pytest
 
 from fleetlm import CronSlot, Node, Process, Quorum
 from fleetlm.core.cron_slots import AHEAD_MS, SlotMemory
+from fleetlm.core.shard_table import score
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.testing import Fleet
 
@@ -239,16 +240,76 @@ async def test_with_a_quorum_a_slot_waits_until_a_majority_knows_of_it(fleet: Fl
 
 
 async def test_the_others_know_of_a_slot_before_it_begins(fleet: Fleet) -> None:
-    known: list[list[int]] = []
+    known: list[bool] = []
     nodes: list[Node] = []
 
     async def look(slot: CronSlot) -> None:
         memories = [node.singletons._offered["cron:job"].plan.memory for node in nodes]
-        known.append([memory.settled_ms for memory in memories if memory is not None])
-        assert known[-1] == [int(slot.at.timestamp() * 1000)] * 3
+        settled = [memory.settled_ms for memory in memories if memory is not None]
+        known.append(settled == [int(slot.at.timestamp() * 1000)] * 3)
 
     nodes += await declare(fleet, 3, look)
     await fleet.until(lambda: len(known) == 2, timeout=60)
+    assert all(known)
+
+
+async def newcomers(fleet: Fleet, job: Job, clock_s: float) -> tuple[Node, Node]:
+    """Return a node that is to be lost after the first slot, and the newcomer that leads after it."""
+    (first,) = await declare(fleet, 1, job, 60, settle_s=8)
+    (standby,) = await fleet.start(1)
+    standby.cron("job", 60, job)
+    await fleet.until(lambda: job.slots, timeout=70)
+    kind = "singleton:cron:job"
+    ips = [f"10.0.1.{number}" for number in range(1, 100)]
+    ip = max(ips, key=lambda ip: score(kind, 0, f"fleetlm@{ip}"))
+    new = await fleet.start_at(ip, clock_s=clock_s)
+    new.cron("job", 60, job, settle_s=8)
+    await fleet.mesh()
+    assert score(kind, 0, new.name) > score(kind, 0, standby.name)
+    return first, new
+
+
+async def test_a_newcomer_whose_clock_is_behind_repeats_no_slot(fleet: Fleet) -> None:
+    job = Job()
+    first, best = await newcomers(fleet, job, -30)
+    await fleet.crash(first)
+    await fleet.until(lambda: len(job.slots) == 2, timeout=120)
+    assert best.singletons.where("cron:job") == best.name
+    assert job.times == [0, 60]
+
+
+async def test_a_newcomer_knows_which_slots_were_missed(fleet: Fleet) -> None:
+    job = Job()
+    first, best = await newcomers(fleet, job, 0)
+    await fleet.sleep(57 - fleet.now % 60)
+    await fleet.crash(first)
+    await fleet.until(lambda: len(job.slots) == 2, timeout=120)
+    assert best.singletons.where("cron:job") == best.name
+    assert job.times == [0, 60]
+    assert job.slots[1].late_s > 3
+
+
+async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
+    job = Job()
+    (first,) = await declare(fleet, 1, job, 60)
+    await fleet.until(lambda: job.slots, timeout=70)
+    new = await fleet.start_at("10.0.1.1", clock_s=-30)
+    new.cron("job", 60, job)
+    await fleet.mesh()
+    ask, asked = SlotTeller.ask, []
+
+    async def ask_nobody(teller: SlotTeller, epoch: int) -> bool:
+        asked.append(await ask(teller, 0))  # Under an epoch that is refused: it learns nothing.
+        return True
+
+    SlotTeller.ask = ask_nobody  # type: ignore[method-assign]
+    try:
+        await first.drain(10)
+        await fleet.until(lambda: len(job.slots) == 2, timeout=120)
+    finally:
+        SlotTeller.ask = ask  # type: ignore[method-assign]
+    assert asked
+    assert job.times == [0, 60]
 
 
 async def test_what_cannot_be_declared_is_refused(fleet: Fleet) -> None:

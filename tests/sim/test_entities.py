@@ -26,6 +26,7 @@ from fleetlm import (
     WouldBlock,
     handler,
 )
+from fleetlm.core.draining import Step
 from fleetlm.core.shard_table import EPOCH_END, Claim
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.telemetry import CallEnded
@@ -225,6 +226,37 @@ async def test_a_drain_moves_everything_and_nobody_notices_but_for_a_pause(fleet
     assert await refs[moved[0]].call(Session.facts) == ("s", moved[0], nodes[2].name, False)
     await fleet.crash(leaving)
     assert await refs[moved[0]].call(Session.read) == ["before", "slow", "during"]
+
+
+async def test_a_host_that_drains_serves_what_it_has_not_handed_over_yet(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetlm.entities.handoff.MOVES_AT_ONCE", 1)
+    nodes, refs = await hosts(fleet, 2)
+    front, leaving, other = nodes
+    host = leaving._parts.replicated_shards.table.hosts("s")[leaving.name].pid
+    shards = {refs.shard(key): key for key in (f"k{n}" for n in range(99)) if refs.where(key) == leaving.name}
+    (_, first), *later = sorted(shards.items())
+    slow = asyncio.create_task(refs[first].call(Session.slow, 3, "slow"))
+    await asyncio.sleep(0.1)
+    draining = asyncio.create_task(leaving.drain(20))
+    await asyncio.sleep(0.5)
+    assert front._parts.context.drain_step(leaving.name) is Step.REFUSING
+    with pytest.raises(fleetlm.Draining):
+        await front.call(host, "other new work")
+    began = asyncio.get_running_loop().time()
+    for _, key in later:
+        assert (await refs[key].call(Session.facts))[2] == leaving.name
+        assert [line async for line in refs[key].stream(Session.each)] == []
+    assert asyncio.get_running_loop().time() - began < 0.5
+    waiting = asyncio.create_task(refs[first].call(Session.append, "more"))
+    assert await slow == 1
+    assert await waiting == 2
+    assert (await draining).was_clean
+    assert {refs.where(key) for key in shards.values()} == {other.name}
+    route: Any = [first, 1, 0, "read"]
+    with pytest.raises(fleetlm.Draining):  # Nothing is left to be served.
+        await front.call(host, Invoke(route, (), {}))
 
 
 async def test_what_a_drain_cannot_move_is_named(fleet: Fleet) -> None:

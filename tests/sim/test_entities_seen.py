@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Entity, Node, NotOwner, Quorum
+from fleetlm import Entity, MemoryStore, Node, NotLoaded, NotOwner, Quorum, StoreInfo
 from fleetlm.cli.doctor.entity_checks import judge_kinds
 from fleetlm.entities.info import KindInfo
 from fleetlm.metrics import NodeMetrics
@@ -41,12 +41,12 @@ async def test_the_remote_shell_names_kinds_hosts_shards_and_keys(fleet: Fleet) 
         await refs[f"k{number}"].call(Session.append, "x")
     front, noun = nodes[0], noun_of(nodes[0])
     assert repr(noun_of(front).kinds()) == (
-        "kind  shards  no owner  hosts  owned here  moving  alive  kept bytes  safety\n"
-        "s          8         0      2           0       0      0           0  -"
+        "kind  shards  no owner  hosts  owned here  moving  alive  kept bytes  safety  stored\n"
+        "s          8         0      2           0       0      0           0  -       -"
     )
     there = repr(noun_of(nodes[1]).kinds()).splitlines()[1].split()
     assert there[:6] == ["s", "8", "0", "2", "4", "0"]
-    assert there[-1] == "available"
+    assert there[-2:] == ["available", "-"]
     assert as_json(noun.kinds())[0]["kind"] == "s"
     assert noun.hosts("s") == {node.name: 4 for node in nodes[1:]}
     assert noun.shards("s") == refs.shards()
@@ -173,6 +173,29 @@ async def test_a_quorum_that_is_lost_is_seen(fleet: Fleet) -> None:
     assert part["kinds"]["s"]["quorum"] == {"expected": 3, "seen": 1, "holds": False}
 
 
+async def test_a_store_that_fails_is_seen(fleet: Fleet) -> None:
+    (node,) = await fleet.start(1)
+    store = MemoryStore()
+    refs = await node.entities.host(Session, "s", shards=2, store=store, durable=5.0)
+    await refs["a"].call(Session.append, "x")
+    assert own_of(node).store == StoreInfo(repr(store), "within 5 s", 0, fails=False)
+    store.is_down = True
+    with pytest.raises(NotLoaded):
+        await refs["b"].call(Session.read)
+    shown = own_of(node).store
+    assert (shown.fails, shown.failures) == (True, 1)
+    assert repr(noun_of(node).kinds()).endswith("available  within 5 s, fails")
+    assert "fail" in {each.level for each in judge_kinds(node_facts(node)["kinds"])}
+    assert (await node.overview())["nodes"][node.name]["kinds"]["s"]["store"]["fails"] is True
+    with NodeMetrics(node) as metrics:
+        assert Scrape(metrics)("entity_store_failures_total", kind="s") == 1
+    store.is_down = False
+    await fleet.sleep(10)
+    assert await refs["b"].call(Session.read) == []
+    assert own_of(node).store.fails is False
+    assert own_of(node).store.failures >= 1
+
+
 async def test_an_overview_shows_each_kind_as_each_node_sees_it(fleet: Fleet) -> None:
     nodes, refs = await hosts(fleet, 2)
     key = key_on(refs, nodes[1])
@@ -225,3 +248,14 @@ async def test_the_shell_asks_for_kinds_of_any_class(fleet: Fleet) -> None:
     nodes, refs = await hosts(fleet, 1)
     assert node_of(nodes, refs.where("a")).entities.ref(Entity, "s").where("a") == nodes[1].name
     assert by_node(refs, nodes)[nodes[1].name] == list(range(8))
+
+
+async def test_a_node_without_entities_is_looked_at_without_their_code(fleet: Fleet) -> None:
+    one, two = await fleet.start(2)
+    with NodeMetrics(one) as metrics:
+        assert list(Scrape(metrics).labels("entities")) == []
+    assert (await one.overview())["nodes"][one.name]["kinds"] == {}
+    assert node_facts(one)["kinds"] == []
+    assert "entities" not in vars(one._parts)
+    await two.entities.host(Plain, "s", shards=1)
+    await fleet.until(lambda: bool(node_facts(one)["kinds"]))

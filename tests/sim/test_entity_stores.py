@@ -20,6 +20,7 @@ from fleetlm import (
     NotStored,
     OutcomeUnknown,
     ProcessExit,
+    Quorum,
     RemoteError,
     Stored,
     StoreFailed,
@@ -111,15 +112,26 @@ def stored(store: MemoryStore, node: Node) -> dict[str, Any]:
     return {key: codec.unpack(state) for key, state in store.states("lines").items()}
 
 
-async def crash(fleet: Fleet, node: Node, other: Node) -> None:
-    """End a node as SIGKILL does: what it still asks of the store goes nowhere."""
+def cut_off(node: Node) -> None:
+    """Let a node reach the store no more."""
     keeps = node.entities._hostings()[0].keeps
     assert keeps is not None
     assert isinstance(keeps.store, MemoryStore)
     keeps.store = keeps.store.another()
     keeps.store.is_down = True
+
+
+async def crash(fleet: Fleet, node: Node, other: Node) -> None:
+    """End a node as SIGKILL does: what it still asks of the store goes nowhere."""
+    cut_off(node)
     await fleet.crash(node)
     await fleet.until(lambda: node.name not in other.list(), timeout=60)
+
+
+async def collect(stream: AsyncIterator[Any], items: list[Any]) -> None:
+    """Add the items of a stream one by one, so that those before an error are kept."""
+    async for item in stream:
+        items += [item]
 
 
 def key_on(refs: EntityRefs[Lines], node: Node) -> str:
@@ -151,6 +163,26 @@ async def test_what_was_acknowledged_outlives_the_node(fleet: Fleet) -> None:
     assert await refs[key].within(30).call(Lines.append, "3") == 4
     where, restarted, epoch = await refs[key].call(Lines.facts)
     assert (where != victim.name, restarted, epoch > before[2]) == (True, False, True)
+
+
+async def test_a_quorum_and_a_store_lose_nothing_with_a_node(fleet: Fleet) -> None:
+    store = MemoryStore()
+    nodes = await fleet.start(3)
+    for node in nodes:
+        await node.entities.host(
+            Lines, "lines", shards=4, rebalance_s=0.0, store=store, durable=60.0, safety=Quorum(3, 4.0)
+        )
+    refs = nodes[0].entities.ref(Lines, "lines")
+    await fleet.until(lambda: len(set(refs.shards().values())) == 3, timeout=60)
+    key = key_on(refs, nodes[1])
+    assert await refs[key].within(30).call(Lines.append, "x") == 1
+    await refs[key].call(Lines.rest)
+    await fleet.until(lambda: stored(store, nodes[0]) == {key: ["x"]})
+    assert await refs[key].within(30).call(Lines.append, "lost") == 2
+    await crash(fleet, nodes[1], nodes[0])
+    assert await refs[key].within(60).call(Lines.append, "y") == 2
+    assert (await refs[key].call(Lines.facts))[1]
+    assert await refs[key].call(Lines.read) == ["x", "y"]
 
 
 async def test_a_handoff_moves_no_states(fleet: Fleet) -> None:
@@ -243,10 +275,9 @@ async def test_a_stream_sends_its_items_at_once_and_its_end_after_the_store(flee
     assert [item async for item in refs["a"].stream(Lines.each, "x")] == ["x"]
     assert stored(store, node) == {"a": ["x"]}
     store.is_down = True
-    items = []
+    items: list[str] = []
     with pytest.raises(NotStored):
-        async for item in refs["a"].stream(Lines.each, "y"):
-            items.append(item)  # noqa: PERF401  # what came before the error counts
+        await collect(refs["a"].stream(Lines.each, "y"), items)
     assert items == ["x", "y"]
     store.is_down = False
     async with refs["a"].stream(Lines.forever, "z") as stream:
@@ -427,6 +458,28 @@ async def test_the_last_host_stores_everything_as_it_leaves(fleet: Fleet) -> Non
     assert stored(store, node) == {"a": ["x"]}
 
 
+@pytest.mark.parametrize("durable", [1.0, "passivate", "write"])
+@pytest.mark.parametrize("is_crash", [False, True])
+async def test_the_loss_of_all_nodes_is_remembered_by_the_store(
+    fleet: Fleet, durable: Any, is_crash: bool
+) -> None:
+    store = MemoryStore()
+    (one,), refs = await hosts(fleet, 1, store, durable)
+    assert not (await refs["a"].call(Lines.facts))[1], "of a new cluster"
+    assert await refs["a"].call(Lines.append, "x") == 1
+    await refs["a"].call(Lines.rest)
+    await fleet.sleep(0.1)
+    assert await refs["a"].call(Lines.append, "y") == 2
+    if is_crash:
+        cut_off(one)
+        await fleet.crash(one)
+    else:
+        await fleet.stop(one)
+    _, refs = await hosts(fleet, 1, store, durable)
+    assert await refs["a"].call(Lines.read) == (["x"] if is_crash and durable != "write" else ["x", "y"])
+    assert (await refs["a"].call(Lines.facts))[1] == (is_crash and durable != "write")
+
+
 async def test_a_kind_that_is_hosted_no_more_is_stored_first(fleet: Fleet) -> None:
     store = MemoryStore()
     (node,), refs = await hosts(fleet, 1, store, "passivate")
@@ -453,7 +506,7 @@ async def test_the_loser_of_a_partition_hands_over_what_the_winner_has_not_loade
     [
         ({"durable": "write"}, ValueError),
         ({"store": object()}, TypeError),
-        ({"store": MemoryStore(), "durable": "always"}, TypeError),
+        ({"store": MemoryStore(), "durable": "always"}, ValueError),
         ({"store": MemoryStore(), "durable": 0}, ValueError),
         ({"store": MemoryStore(), "durable": float("inf")}, ValueError),
         ({"store": MemoryStore(), "store_s": 0}, ValueError),

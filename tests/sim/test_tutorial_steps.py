@@ -96,7 +96,7 @@ async def test_6_a_browser_reads_events(fleet: Fleet) -> None:
     assert [data for _, data in events_in(answer.text)][1:] == ["hello", None]
 
 
-@pytest.mark.fleet(seeds=3)
+@pytest.mark.fleet(seeds=2)
 async def test_7_a_conversation_survives_a_rolling_restart(fleet: Fleet) -> None:
     async def deploy(node: Node) -> None:
         working = asyncio.create_task(step7_entities.worker(node))

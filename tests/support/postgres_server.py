@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,13 +49,11 @@ class PostgresServer:
         self.folder: Path = folder
         self.conninfo: str = f"host={folder} user=tests dbname=postgres"
         self._programs = programs
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     def make(self) -> None:
         """Make the data, without waiting for the disk."""
-        run = (str(self._programs / "initdb"), "-D", str(self.folder / "data"))
-        options = ("-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        subprocess.run([*run, *options], check=True, stdout=subprocess.DEVNULL, timeout=START_S, user=_user())
+        self._run("initdb", "-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -64,25 +61,17 @@ class PostgresServer:
             "listen_addresses": "", "unix_socket_directories": self.folder, "fsync": "off",
             "shared_buffers": "8MB", "max_connections": "60",
         }  # fmt: skip
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._programs / "postgres"), "-D", str(self.folder / "data"), *options],
-                stdout=log, stderr=log, user=_user(), start_new_session=True,
-            )  # fmt: skip
-        ask = [str(self._programs / "pg_isready"), "-q", "-h", str(self.folder), "-U", "tests"]
-        until = time.monotonic() + START_S
-        while subprocess.run(ask, check=False, timeout=START_S).returncode != 0:
-            assert self._process.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < until, (self.folder / "log").read_text()
-            time.sleep(0.05)  # A real server starts.
+        options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+        self._run(
+            "pg_ctl", "-w", "-t", f"{START_S:.0f}", "-l", str(self.folder / "log"), "-o", options, "start"
+        )
+        self._pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop it: SIGINT ends its connections and shuts down in order, SIGQUIT is a crash."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(how)
-            process.wait(START_S)
+    def stop(self, how: str = "fast") -> None:
+        """Stop it: "fast" ends its connections and shuts down in order, "immediate" is a crash."""
+        if self._pid:
+            self._pid = 0
+            self._run("pg_ctl", "-w", "-m", how, "stop")
 
     def pause(self) -> None:
         """Let it answer nothing, its connections included, until `go_on`."""
@@ -93,11 +82,17 @@ class PostgresServer:
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+        children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
+        for pid in (self._pid, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), number)  # Each is the leader of a group of its own.
+                os.kill(pid, number)
+
+    def _run(self, program: str, *options: str) -> None:
+        """Run one of its programs on its data."""
+        subprocess.run(
+            [str(self._programs / program), "-D", str(self.folder / "data"), *options],
+            check=True, stdout=subprocess.DEVNULL, timeout=2 * START_S, user=_user(), cwd=self.folder,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

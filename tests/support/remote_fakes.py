@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from fleetlm.core.topology import PeerInfo
@@ -104,6 +105,7 @@ class FakeNode:
         self.told: list[Any] = []
         self.groups = FakeGroups(self.pids)
         self.entities = FakeEntities()
+        self._parts = SimpleNamespace(entity_kinds=self.entities.info)
 
     def list(self, *selectors: str) -> list[str]:
         self.told.append(selectors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +42,7 @@ async def database(server: PostgresServer, name: str) -> str:
 async def test_a_server_that_dies_is_told_and_used_again(server: PostgresServer) -> None:
     async with PostgresStore(server.conninfo) as store:
         assert await store.save("dies", "a", ONE, b"1", expected=0) == 1
-        server.stop(signal.SIGQUIT)
+        server.stop("immediate")
         try:
             for _ in range(2):
                 with pytest.raises(StoreFailed, match=r"the store <PostgresStore host=/tmp/.*> failed: "):

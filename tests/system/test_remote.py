@@ -98,6 +98,7 @@ async def result(env: dict[str, str], source: str) -> Any:
         (f"await Node.ping('{OTHER}')", "'pong'"),
         (f"[await Node.connect(n) for n in ['{OTHER}', 'x@127.0.0.3']]", "[True, False]"),
         ("node.incarnation", "5"),
+        ("Entities.kinds()", "(no kinds of entities)"),
         ("x = 20\ny = 22\nx + y", "42"),
         ("x = 1", "None"),
         ("import math\nmath.floor(2.5)", "2"),

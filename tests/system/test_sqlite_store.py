@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +275,8 @@ async def test_what_was_dropped_is_forgotten_after_a_while(
         for key in "ab":
             await store.save("k", key, ONE, b"1", expected=0)
         await store.drop("k", "a", ONE, expected=1)
-        now = sqlite_file.time.time
-        monkeypatch.setattr(sqlite_file.time, "time", lambda: now() + DROPPED_S + 2)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + DROPPED_S + 2)
         assert (await store.load("k", "a", ONE)).version == 2
         await store.drop("k", "b", ONE, expected=1)
         assert await store.load("k", "a", ONE) == Stored(0, None, 0)
@@ -346,13 +347,12 @@ def test_an_answer_for_a_loop_that_has_ended_goes_nowhere(path: Path) -> None:
     store = SQLiteStore(path)
 
     async def give_up() -> None:
-        _ = asyncio.ensure_future(store.save("k", "a", ONE, b"1", expected=0))
+        save = asyncio.ensure_future(store.save("k", "a", ONE, b"1", expected=0))
         await asyncio.sleep(0)
+        save.cancel()
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(give_up())
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     asyncio.run(store.close())

@@ -54,7 +54,7 @@ NAMES = [
         "local",
         "spawn",
     ),
-    *("metrics", "entities", "picks", "gauges"),
+    *("metrics", "entities", "entities-here", "many-entities", "picks", "gauges"),
     *("start", "mesh", "idle", "crash", "thousand"),
 ]
 WITHOUT_FLOOR = {"metrics"}  # Its first variant is fleetlm without what the others add.

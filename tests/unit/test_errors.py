@@ -14,6 +14,7 @@ from fleetlm.errors import (
     CallTimeout,
     Draining,
     Expired,
+    Fenced,
     FleetError,
     InitFailed,
     InvalidName,
@@ -27,19 +28,24 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
     NotDelivered,
+    NotLoaded,
     NotOwner,
     NotSerializable,
+    NotStored,
     OutcomeUnknown,
     ProcessDown,
     ProcessExit,
     RemoteError,
     SettingsError,
     StartFailed,
+    StoreError,
+    StoreFailed,
     StreamIdle,
     TooManyMemberships,
     TooManyNames,
     TooManyRows,
     Undecodable,
+    VersionConflict,
     WorkerDied,
     WorkerNotStarted,
     WouldBlock,
@@ -80,6 +86,17 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NoFactory(NODE, "session"), f"{NODE} has no factory 'session'; register it on that node with node.fac"),
     (NotOwner("s/a", NODE, 7), f"the entity s/a did not get the request: {NODE} owns it (epoch 7)"),
     (NotOwner("s/a", "", 7), "the entity s/a did not get the request: no node owns it now (epoch 7)"),
+    (NotLoaded("s/a", "why"), "the entity s/a did not get the request: its state cannot be loaded: why"),
+    (
+        NotStored("s/a", "why"),
+        "the handler of s/a has run, and its state was not stored: why; the entity goes",
+    ),
+    (Fenced("s/a", 3, 7), "the store refuses epoch 3 of s/a: a later owner has come with epoch 7"),
+    (
+        VersionConflict("s/a", 3, 7),
+        "version 7 of s/a is stored, and the writer has loaded version 3: another",
+    ),
+    (StoreFailed("x.db", "why"), "the store x.db failed: why"),
     (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
     (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not decode the message: tag 'x'"),
@@ -118,7 +135,7 @@ def test_errors_survive_a_copy_and_a_pickle(error: FleetError) -> None:
 
 def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
     classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FleetError)}
-    abstract = {FleetError, NotDelivered, OutcomeUnknown}
+    abstract = {FleetError, NotDelivered, OutcomeUnknown, StoreError}
     assert classes - abstract == {type(error) for error, _ in SENTENCES}
     assert errors.__doc__ is not None
     for cls in classes:
@@ -128,9 +145,9 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 def test_what_the_caller_may_do() -> None:
     never_ran = {
         NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
-        WorkerNotStarted, NotAllowed, NotOwner,
+        WorkerNotStarted, NotAllowed, NotOwner, NotLoaded,
     }  # fmt: skip
-    may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle}
+    may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle, NotStored}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)
         assert isinstance(error, OutcomeUnknown) == (type(error) in may_have_run)

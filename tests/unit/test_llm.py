@@ -1,10 +1,7 @@
-"""Picks by prefix and load: what is learnt, and a fleet of workers with caches in virtual time."""
+"""Picks by prefix and load: what is learnt. `tests.sim.test_fleet_of_routers` has a whole fleet."""
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections import Counter, OrderedDict
 from typing import Any
 
 import pytest
@@ -118,87 +115,3 @@ def test_a_worker_that_dropped_its_states_is_forgotten() -> None:
 def test_numbers_that_make_no_sense_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         PrefixIndex(**wrong)
-
-
-# A fleet of workers with caches: four routers, eight workers, conversations that grow.
-
-
-class Worker:
-    """Serves one request at a time; a block that it has in its cache costs a tenth."""
-
-    def __init__(self, blocks: int) -> None:
-        self.cache: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self.blocks = blocks
-        self.free_at = 0.0
-        self.queue = 0
-
-    def serve(self, talk: int, length: int, now: float) -> tuple[float, int]:
-        hits = 0
-        for at in range(length):
-            block = (talk, at)
-            hits += block in self.cache
-            self.cache[block] = None
-            self.cache.move_to_end(block)
-        while len(self.cache) > self.blocks:
-            self.cache.popitem(last=False)
-        begins = max(now, self.free_at)
-        self.free_at = begins + 0.01 * (length - hits) + 0.001 * hits + 0.02
-        return self.free_at, hits
-
-
-def play(policy: str, seed: int = 1, requests: int = 2_000) -> dict[str, float]:
-    """Return the share of blocks found in caches, the p99 of the time to a reply, and the imbalance."""
-    rng = random.Random(seed)
-    workers = {pid: Worker(blocks=400) for pid in WORKERS}
-    indices = [PrefixIndex(block_tokens=1) for _ in range(4)]
-    lengths: Counter[int] = Counter()
-    served: Counter[Pid] = Counter()
-    running: list[tuple[float, Pid]] = []
-    now, hits, blocks, waits = 0.0, 0, 0, []
-    told: dict[Pid, int] = dict.fromkeys(WORKERS, 0)
-    next_frame = 0.0
-    for number in range(requests):
-        now += rng.expovariate(34)
-        while running and running[0][0] <= now:
-            workers[heapq.heappop(running)[1]].queue -= 1
-        if now >= next_frame:  # Loads are 0.2 s old.
-            told = {pid: worker.queue for pid, worker in workers.items()}
-            next_frame = now + 0.2
-        talk = rng.randrange(120)
-        lengths[talk] = min(lengths[talk] + 2, 30) if rng.random() < 0.97 else 2
-        length = lengths[talk]
-        prompt = [talk * 1_000 + at for at in range(length)]
-        mean = sum(told.values()) / len(told)
-        infos = [info(pid, told[pid], mean) for pid in WORKERS]
-        if policy == "prefix":
-            route = indices[number % 4].route(prompt)
-            scores = [route(each) for each in infos]
-            best = max(scores)
-            pid = rng.choice([each.pid for each, score in zip(infos, scores, strict=True) if score == best])
-            route.picked(pid)
-        elif policy == "least_loaded":
-            pid = rng.choice([each.pid for each in infos if each.load == min(told.values())])
-        else:
-            pid = rng.choice(WORKERS)
-        workers[pid].queue += 1
-        done, found = workers[pid].serve(talk, length, now)
-        heapq.heappush(running, (done, pid))
-        served[pid] += 1
-        hits, blocks = hits + found, blocks + length
-        waits.append(done - now)
-    return {
-        "hits": hits / blocks,
-        "p99": sorted(waits)[int(len(waits) * 0.99)],
-        "imbalance": max(served.values()) * len(WORKERS) / requests,
-    }
-
-
-def test_prefixes_make_more_hits_without_a_hot_worker() -> None:
-    chance, prefix = play("random"), play("prefix")
-    assert prefix["hits"] > 1.4 * chance["hits"]
-    assert prefix["p99"] < 0.7 * chance["p99"]
-    assert prefix["imbalance"] < 1.5
-
-
-def test_replies_are_sooner_than_by_load_alone() -> None:
-    assert play("least_loaded")["p99"] > play("prefix")["p99"]

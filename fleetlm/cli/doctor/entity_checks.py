@@ -74,7 +74,20 @@ def judge_kind(kind: Kind) -> Iterator[Finding]:
             "If it stays, see whether each host is connected to all others, and does not drain",
         )
     if own is not None:
+        yield from _judge_store(name, own["store"])
         yield from _judge_limits(name, own)
+
+
+def _judge_store(name: str, store: Kind | None) -> Iterator[Finding]:
+    """Check whether the store of a kind answers."""
+    if store is not None and store["fails"]:
+        yield Finding(
+            FAIL,
+            TOPIC,
+            f"{name!r}: its store {store['name']} fails, {store['failures']:,} operations up to now: "
+            "requests whose changes cannot be stored get NotStored",
+            "The log says why: look for *cannot be stored or loaded*. Check the database, and `store_s=`",
+        )
 
 
 def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:
@@ -83,7 +96,7 @@ def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:
         (own["alive"], own["live"], "entities live here", "live"),
         (own["kept_bytes"], own["max_kept_bytes"], "bytes of saved states are kept here", "kept_bytes"),
     ):
-        if now >= NEAR * most:
+        if most != 1 and now >= NEAR * most:  # A singleton is a kind with one entity, and at no limit.
             yield Finding(
                 WARN,
                 TOPIC,
@@ -95,4 +108,5 @@ def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:
 
 def _describe(kind: Kind) -> str:
     hosts = "1 node" if kind["hosts"] == 1 else f"{kind['hosts']} nodes"
-    return f"{kind['kind']!r} ({kind['shards']:,} shards on {hosts})"
+    shards = "1 shard" if kind["shards"] == 1 else f"{kind['shards']:,} shards"
+    return f"{kind['kind']!r} ({shards} on {hosts})"

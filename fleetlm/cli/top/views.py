@@ -275,7 +275,8 @@ def _entities(history: History) -> list[Row]:
 def _host_row(history: History, name: str, kind: str, found: Part) -> Row:
     quorum, notes = found["quorum"], _notes_of_kind(found)
     is_lost = quorum is not None and not quorum["holds"]
-    tone: Tone = "bad" if is_lost or found["differing"] else "warn" if notes else ""
+    is_bad = is_lost or found["differing"] or (found.get("store") or {}).get("fails")
+    tone: Tone = "bad" if is_bad else "warn" if notes else ""
     return Row(
         f"{kind} {name}",
         (
@@ -297,9 +298,12 @@ def _notes_of_kind(found: Part) -> str:
         notes.append(f"no quorum: {quorum['seen']} of {quorum['expected']} hosts are seen")
     elif quorum is not None and found["hosts"] > quorum["expected"]:
         notes.append(f"{found['hosts']} hosts, and its quorum expects {quorum['expected']}")
+    store = found.get("store")
+    if store is not None and store["fails"]:
+        notes.append(f"its store fails, {store['failures']:,} operations up to now")
     if found["unowned"]:
         notes.append(f"{found['unowned']:,} shards have no owner")
-    if found["is_hosted"] and found["alive"] >= found["live"]:
+    if found["is_hosted"] and found["alive"] >= found["live"] > 1:  # A singleton is a kind with one entity.
         notes.append("as many live as may")
     if found["is_hosted"] and found["kept_bytes"] >= found["max_kept_bytes"]:
         notes.append("its states take all bytes that they may")

@@ -242,15 +242,16 @@ function kindRow(node, kind, each) {
     differing.length ? `others cut it into another number of shards (${differing.join(", ")})` : "",
     quorum && !quorum.holds ? `no quorum: ${count(quorum.seen)} of ${count(quorum.expected)} hosts are seen` : "",
     quorum?.holds && num(each.hosts) > num(quorum.expected) ? `${count(each.hosts)} hosts, and its quorum expects ${count(quorum.expected)}` : "",
+    each?.store?.fails ? `its store fails, ${count(each.store.failures)} operations up to now` : "",
     num(each?.unowned) > 0 ? `${count(each.unowned)} shards have no owner` : "",
-    each?.is_hosted && num(each.alive) >= num(each.live) ? "as many live as may" : "",
+    each?.is_hosted && num(each.live) > 1 && num(each.alive) >= num(each.live) ? "as many live as may" : "", // a singleton is a kind with one entity
     each?.is_hosted && num(each.kept_bytes) >= num(each.max_kept_bytes) ? "its states take all bytes that they may" : "",
   ].filter(Boolean);
   return {
     key: `${kind}\n${node}`, kind, node, isHosted: Boolean(each?.is_hosted), dim: isSilent(node), runs: text(each?.runs), shards: num(each?.shards),
     owned: has("owned"), moving: has("moving"), alive: has("alive"), kept: has("kept_bytes"), made: has("activated"),
     given: has("handed_over"), taken: has("taken"), fenced: has("fenced"), note: notes.join(" · "),
-    state: (quorum && !quorum.holds) || differing.length ? "down" : notes.length ? "busy" : null,
+    state: (quorum && !quorum.holds) || differing.length || each?.store?.fails ? "down" : notes.length ? "busy" : null,
   };
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from fleetlm.cli.doctor.entity_checks import judge_kinds
 from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding
-from fleetlm.entities.info import HostedInfo, KindInfo, QuorumInfo
+from fleetlm.entities.info import HostedInfo, KindInfo, QuorumInfo, StoreInfo
 from fleetlm.remote.facts import plain
 
 
@@ -78,6 +78,13 @@ def test_limits_are_reported_before_they_are_reached(changes: dict[str, int], le
     assert only(kind(hosted=own(**changes))).level == level
 
 
+def test_a_singleton_that_runs_is_at_no_limit() -> None:
+    found = only(kind("singleton:scheduler", shards=1, hosted=own(owned=1, alive=1, live=1)))
+    assert found == Finding(
+        OK, "entities", "every shard has an owner: 'singleton:scheduler' (1 shard on 2 nodes)"
+    )
+
+
 def test_the_option_to_raise_is_named() -> None:
     assert "`live=`" in only(kind(hosted=own(alive=1_000))).cure
     assert "`kept_bytes=`" in only(kind(hosted=own(kept_bytes=1_000))).cure
@@ -89,6 +96,14 @@ def test_a_lost_quorum_is_a_failure_and_one_that_holds_is_not() -> None:
     assert found.level == FAIL
     assert "sees 1 of the 3 hosts" in found.text
     assert found.cure
+
+
+def test_a_store_that_fails_is_a_failure() -> None:
+    well = StoreInfo("SQLiteStore(...)", "write", 7, fails=False)
+    assert only(kind(hosted=own(store=well))).level == OK
+    found = only(kind(hosted=own(store=StoreInfo("SQLiteStore(...)", "write", 7, fails=True))))
+    assert found.level == FAIL
+    assert "its store SQLiteStore(...) fails, 7 operations" in found.text
 
 
 def test_more_hosts_than_a_quorum_expects_are_a_failure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -269,6 +270,37 @@ def test_nonsense_changes_nothing(fact: Any) -> None:
     assert ours.meta("g", Pid(PEER, 7, 5)) is None
 
 
+@pytest.mark.parametrize(
+    "report",
+    [
+        ["g", 9.0, {"load": 1}],
+        ["g", 9, [1]],
+        ["g", 9, {"load": math.nan}],
+        ["g", 9, {"load": True}],
+        ["g", 9, {"load": 1, "": 2}],
+        ["g", 9, {"load": 1}, -1],
+        ["g", 9, {"load": 1}, None],
+        [[], 9, {"load": 1}],
+    ],
+)
+def test_nonsense_about_a_member_that_has_reported_before_changes_nothing(report: list[Any]) -> None:
+    ours = facts()
+    ours.told(PEER, 7, ["gauges", [["g", 9, {"load": 5}]]], 0.0)
+    with pytest.raises((ValueError, TypeError)):
+        ours.told(PEER, 7, ["gauges", [["g", 9, {"load": 6}], report]], 1.0)
+    assert ours.gauges("g", [YOURS], "load", 2.0) == [(5.0, 2.0)]
+
+
+def test_one_gauge_of_several_members_is_read_with_its_age() -> None:
+    ours = facts()
+    ours.told(PEER, 7, ["gauges", [["g", 9, {"load": 5}], ["g", 8, {"queue": 2}]]], 1.0)
+    asked = [YOURS, Pid(PEER, 7, 8), Pid(PEER, 6, 9), Pid(PEER, 7, 10), Pid(THIRD, 3, 9), MINE]
+    assert ours.gauges("g", asked, "load", 1.5) == [(5.0, 0.5), None, None, None, None, None]
+    assert ours.gauges("other", asked, "load", 1.5) == [None] * 6
+    ours.told(PEER, 7, ["gauges", [["g", 9, {"load": 6, "queue": 1}]]], 2.0)
+    assert ours.gauges("g", [YOURS], "queue", 2.0) == [(1.0, 0.0)]
+
+
 def test_nobody_speaks_for_another_incarnation_or_for_this_node() -> None:
     ours = facts()
     ours.told(PEER, 7, ["metas", [["g", 9, pack(1)]]], 0.0)
@@ -304,6 +336,12 @@ def test_a_newcomer_counts_as_a_part_of_the_mean_that_falls() -> None:
 
     assert [newcomer(age) for age in (0.0, 2.5, 5.0)] == [6.0, 3.0, 0.0]
     assert weigh([3, 0], [None] * 2, [0.0, 0.0], 3.0, 5.0) == [3.0, 0.0]
+
+
+def test_where_nobody_has_reported_or_is_new_the_requests_count_alone() -> None:
+    assert weigh([3, 0], [], [], 3.0, 5.0) == [3, 0]
+    assert weigh([3, 0], [(1.0, 0.0), None], [], 3.0, 5.0) == [4.0, 0]
+    assert weigh([2, 0], [], [9.0, 0.0], 3.0, 5.0) == [2, 2.0]
 
 
 @given(

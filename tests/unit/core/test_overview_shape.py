@@ -61,6 +61,7 @@ def kind(**changes: Any) -> Part:
         "owned": 128, "moving": 1, "alive": 10, "live": 100, "kept_bytes": 5, "max_kept_bytes": 50,
         "activated": 30, "fenced": 1, "handed_over": 2, "taken": 3, "stayed": 4,
         "quorum": {"expected": 3, "seen": 2, "holds": True},
+        "store": {"name": "S", "durable": "write", "failures": 2, "fails": False},
     } | changes  # fmt: skip
 
 

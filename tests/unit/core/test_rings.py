@@ -15,7 +15,7 @@ from fleetlm.core.rings import RINGS, Key, Rings, digest_of, places_of, probes_o
 from fleetlm.ids import Pid, pid_order
 
 MEMBERS = [Pid(f"fleetlm@10.0.0.{node}", node, number) for node in range(1, 5) for number in (1, 2)]
-PINNED = {
+PINNED: dict[Key, tuple[str, int]] = {
     "a": ("1", 1),
     b"a": ("1", 1),
     97: ("4", 2),

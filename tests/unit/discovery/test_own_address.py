@@ -401,3 +401,15 @@ async def test_an_interface_that_gets_its_address_after_a_moment_is_waited_for()
         assert (own.ip, answer) == ("10.8.0.7", None)
         with pytest.raises(SettingsError, match="eth9"):
             await module.own_address(Settings(node_ip="eth9"), None)
+
+
+@virtual
+async def test_an_interface_is_not_waited_for_where_the_system_lists_none() -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    with (
+        mock.patch.object(module, "local_addresses", return_value=None),
+        pytest.raises(SettingsError, match="does not list its interfaces"),
+    ):
+        await module.own_address(Settings(node_ip="en0"), None)
+    assert loop.time() == begun

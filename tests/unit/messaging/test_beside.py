@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from array import array
 from typing import Any
 
@@ -103,6 +104,29 @@ def test_many_values_take_long_and_large_texts_do_not() -> None:
 def test_much_that_must_be_copied_takes_long_and_what_is_lent_does_not(value: Any, long: bool) -> None:
     codec = Codec(large_bytes=128 * 1024)
     assert beside.takes_long(whole(codec.pack([1, value], value))) is long
+
+
+def test_the_turns_of_threads_are_shorter_until_the_last_of_several_has_unpacked() -> None:
+    before = sys.getswitchinterval()
+    with beside.SHORT_TURNS:
+        with beside.SHORT_TURNS:
+            assert sys.getswitchinterval() == pytest.approx(beside.TURN_S)
+        assert sys.getswitchinterval() == pytest.approx(beside.TURN_S)
+    assert sys.getswitchinterval() == before
+
+
+def test_turns_that_are_shorter_already_and_those_that_a_program_sets_meanwhile_are_left_alone() -> None:
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.00001)
+        with beside.SHORT_TURNS:
+            assert sys.getswitchinterval() == pytest.approx(0.00001)
+        assert sys.getswitchinterval() == pytest.approx(0.00001)
+        with beside.SHORT_TURNS:
+            sys.setswitchinterval(0.003)
+        assert sys.getswitchinterval() == pytest.approx(0.003)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_the_collector_is_on_again_after_the_last_of_several_threads() -> None:

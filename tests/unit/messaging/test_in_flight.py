@@ -13,6 +13,7 @@ from fleetlm.core.draining import Step
 from fleetlm.errors import Draining
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.in_flight import InFlight
+from fleetlm.wire.invocation import Invoke
 
 
 class Nobody:
@@ -90,3 +91,12 @@ def test_new_work_is_not_even_sent_to_a_node_that_has_said_that_it_refuses_such(
     assert found.admit(session_to(Step.REFUSING), 4.0) == 1, "it was begun before"
     serving(4.0)
     assert found.admit(session_to(Step.REFUSING), 9.0) == 1, "it is asked for such work"
+
+
+def test_a_request_to_an_entity_is_sent_all_the_same_since_its_host_decides() -> None:
+    found = watch(peers=(5.0,))
+    route: Any = ["key", 7, 0, "append"]
+    assert found.admit(session_to(Step.REFUSING), 9.0, Invoke(route, (), {})) == 0
+    for other in (Invoke("append", (), {}), route, None):
+        with pytest.raises(Draining):
+            found.admit(session_to(Step.REFUSING), 9.0, other)

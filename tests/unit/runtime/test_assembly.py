@@ -154,6 +154,21 @@ async def test_a_node_whose_port_is_another_in_dns_goes_on_and_shows_it(fleet: F
     assert not parts.outbound.stopped
 
 
+@simulated
+async def test_a_node_that_comes_to_be_exposed_goes_on_and_says_so(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = parts_of(await fleet.start(A))
+    parts.may_restart = True
+    parts._own_address = Contradicts(Verdict.EXPOSED)  # type: ignore[assignment]
+    parts._looked_up(Answer(Outcome.ADDRESSES, (B,), "one"))
+    await asyncio.sleep(1)
+    assert (parts.exposure_warning, parts.own_address_warning) == ("another address", None)
+    assert not parts.outbound.stopped
+    said = {record.levelname for record in caplog.records if record.getMessage() == "another address"}
+    assert said == {"ERROR"}
+
+
 class Contradicts:
     def __init__(self, verdict: Verdict = Verdict.MOVED) -> None:
         self.verdict = verdict

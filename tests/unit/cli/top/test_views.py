@@ -283,6 +283,7 @@ def test_each_kind_is_shown_on_each_node_that_hosts_it() -> None:
     [
         ({"unowned": 3}, "3 shards have no owner", "warn"),
         ({"alive": 1_000}, "as many live as may", "warn"),
+        ({"alive": 1, "live": 1, "shards": 1}, "", ""),
         ({"kept_bytes": 1_000}, "its states take all bytes that they may", "warn"),
         ({"differing": {B: 64}}, f"others cut it into another number of shards ({B}: 64)", "bad"),
         (
@@ -296,6 +297,11 @@ def test_each_kind_is_shown_on_each_node_that_hosts_it() -> None:
             "warn",
         ),
         ({"quorum": {"expected": 3, "seen": 2, "holds": True}}, "", ""),
+        (
+            {"store": {"name": "S", "durable": "write", "failures": 1_200, "fails": True}},
+            "its store fails, 1,200 operations up to now",
+            "bad",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_kind_is_said(changes: dict[str, Any], note: str, tone: str) -> None:
