@@ -11,6 +11,15 @@ numbers:
 * its **term**: the epoch at which the ownership began that was handed on since. A handoff keeps the term. Who
   takes over from an owner that is lost begins a new one.
 
+What rests on the wall clock is only that epochs grow over a time in which no node was up. No node ever
+compares its own clock with the number of another one, so clocks that are wrong, or were set back, change
+nothing about who agrees with whom: `rank` is an order of all claims, whatever made their numbers, and two
+cold starts at once are two claims as any others, with equal numbers or not. With a clock that is behind, a
+node that has started alone may only be taken for the older owner, wrongly. With a quorum, all terms are 1:
+the higher epoch wins, and a member grants none that is not above those that it remembers. With a store, an
+owner takes an epoch above the highest that is stored (`ShardTable.heard_of`), so that there they grow in any
+case.
+
 Two claims for one shard exist for a moment in each handoff (the new owner claims before the former one drops
 its claim), and after two nodes that did not see each other have both taken it: at their start, or on the two
 sides of a partition. Every node that sees both picks the same one (`rank`): the older term, since its owner
@@ -46,6 +55,7 @@ from typing import Any, NamedTuple
 
 from fleetlm.core.name_table import MAX_NODE_LENGTH
 from fleetlm.core.rings import hash_of
+from fleetlm.core.shard_ranking import factor_of, score
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
 from fleetlm.records import Record
@@ -324,36 +334,53 @@ class ShardTable:
             raise ValueError("a node tells of itself alone")
         match fact:
             case ["hosts", [*kinds]]:
-                if len(kinds) > MAX_KINDS:
-                    raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
-                found = [self._checked_host(node, incarnation, row, len(kinds)) for row in kinds]
-                if len({kind for kind, *_ in found}) < len(found):
-                    raise ValueError("a fact tells of one kind twice")
-                return [effect for each in found for effect in self._take_host(*each)]
-            case ["claim", str(kind), [*rows]] if (host := self._host_of(kind, node)) is not None and rows:
-                claims = _checked(rows, host.shards)
-                host.claims.update(claims)
-                self._note(kind, claims)
-                return self._settle(kind, claims)
-            case ["passed", str(kind), [*rows]] if (host := self._host_of(kind, node)) is not None and rows:
-                passed = _checked_passed(rows, host.claims)
-                for shard in passed:
-                    del host.claims[shard]
-                self._expect(kind, passed)
-                return self._settle(kind, passed)
-            case ["dropped", str(kind), [*gone]] if (host := self._host_of(kind, node)) is not None and gone:
-                for shard in gone:
-                    if type(shard) is not int or shard not in host.claims:
-                        raise ValueError(f"a claim to {SHORT.repr(shard)} of {kind!r} is dropped, not held")
-                for shard in gone:
-                    host.claims.pop(shard, None)
-                return self._settle(kind, gone)
-            case ["unhost", str(kind)] if (host := self._host_of(kind, node)) is not None:
-                del self._kinds[kind].hosts[node]
-                effects = self._settle(kind, host.claims)
-                self._forget(kind)
-                return effects
+                return self._told_hosts(node, incarnation, kinds)
+            case [str(what), str(kind), *rest] if (host := self._host_of(kind, node)) is not None:
+                match what, rest:
+                    case "claim", [[_, *_] as rows]:
+                        return self._told_claims(kind, host, rows)
+                    case "passed", [[_, *_] as rows]:
+                        return self._told_passed(kind, host, rows)
+                    case "dropped", [[_, *_] as gone]:
+                        return self._told_dropped(kind, host, gone)
+                    case "unhost", []:
+                        return self._told_unhost(kind, node)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about shards")
+
+    def _told_hosts(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
+        if len(rows) > MAX_KINDS:
+            raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
+        found = [self._checked_host(node, incarnation, row, len(rows)) for row in rows]
+        if len({kind for kind, _ in found}) < len(found):
+            raise ValueError("a fact tells of one kind twice")
+        return [effect for kind, host in found for effect in self._take_host(kind, host)]
+
+    def _told_claims(self, kind: str, host: Host, rows: list[Any]) -> list[Effect]:
+        claims = _checked(rows, host.shards)
+        host.claims.update(claims)
+        self._note(kind, claims)
+        return self._settle(kind, claims)
+
+    def _told_passed(self, kind: str, host: Host, rows: list[Any]) -> list[Effect]:
+        passed = _checked_passed(rows, host.claims)
+        for shard in passed:
+            del host.claims[shard]
+        self._expect(kind, passed)
+        return self._settle(kind, passed)
+
+    def _told_dropped(self, kind: str, host: Host, gone: list[Any]) -> list[Effect]:
+        for shard in gone:
+            if type(shard) is not int or shard not in host.claims:
+                raise ValueError(f"a claim to {SHORT.repr(shard)} of {kind!r} is dropped, not held")
+        for shard in gone:
+            host.claims.pop(shard, None)
+        return self._settle(kind, gone)
+
+    def _told_unhost(self, kind: str, node: str) -> list[Effect]:
+        host = self._kinds[kind].hosts.pop(node)
+        effects = self._settle(kind, host.claims)
+        self._forget(kind)
+        return effects
 
     def node_down(self, node: str) -> list[Effect]:
         """The connection is over: drop what the node told."""
@@ -446,13 +473,7 @@ class ShardTable:
             claims = (shard for host in known.hosts.values() for shard in host.claims)
             shards = dict.fromkeys([*shards, *known.owners, *claims])
         for shard in shards:
-            best: tuple[tuple[int, int, int, str], str, Host, Claim] | None = None
-            for node, host in known.hosts.items():
-                claim = host.claims.get(shard)
-                if claim is not None and host.shards == known.shards:
-                    found = (rank(kind, shard, node, claim), node, host, claim)
-                    best = found if best is None or found[0] < best[0] else best
-            owner = None if best is None else Owner(best[2].pid, best[3].epoch)
+            owner = _winner(kind, shard, known)
             if known.owners.get(shard) != owner:
                 changed.append(shard)
                 if owner is None:
@@ -480,12 +501,24 @@ def shard_of(key: str, shards: int) -> int:
 
 def rank(kind: str, shard: int, node: str, claim: Claim) -> tuple[int, int, int, str]:
     """Return the sort key of claims to one shard: the smallest wins, on every node."""
-    return claim.term, -claim.epoch, -score(kind, shard, node), node
+    return claim.term, -claim.epoch, -score(factor_of(kind, shard), node), node
 
 
-def score(kind: str, shard: int, node: str) -> int:
-    """Return how much a shard prefers a node: its own mix of all nodes, the same everywhere."""
-    return int.from_bytes(hash_of(f"{kind}\0{shard}\0{node}".encode(), 8), "big")
+def _winner(kind: str, shard: int, known: Kind) -> Owner | None:
+    """Return who owns a shard by the claims that this node knows; see `rank`."""
+    best: Claim | None = None
+    winner: Host | None = None
+    for node, host in known.hosts.items():
+        claim = host.claims.get(shard)
+        if claim is None or host.shards != known.shards:
+            continue
+        if winner is None or best is None:
+            best, winner = claim, host
+        else:
+            former = rank(kind, shard, winner.pid.node, best)
+            if rank(kind, shard, node, claim) < former:
+                best, winner = claim, host
+    return None if best is None or winner is None else Owner(winner.pid, best.epoch)
 
 
 def _rows(claims: Iterable[tuple[int, Claim]]) -> list[list[int]]:

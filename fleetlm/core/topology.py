@@ -236,6 +236,17 @@ class Topology:
             self._note_alias(address, me.name)
         self._families = {_family(ip) for ip in self._own_ips}
 
+    def unmet(self, dials: int) -> str:
+        """Return a node that was never connected, and whose dials have not failed so often yet, for people.
+
+        Empty: each node that is known is connected, was so once, or cannot be reached.
+        """
+        for name, peer in self.peers.items():
+            connection = peer.connection
+            if not (peer.is_up or peer.is_blocked or connection.ups) and connection.attempt < dials:
+                return f"{name} is being connected"
+        return ""
+
     def meet(
         self, now: float, name: str, *, introduced_by: str | None = None, by_dns: bool = False
     ) -> Peer | None:

@@ -22,6 +22,8 @@ in the middle takes its snapshot with it, and sessions that come up together hav
 ends leaves the tables before any process is told that it has ended (`runtime.assembly` keeps that order), so
 a process that gets a `Down` finds the tables without the one that ended.
 
+A node of an older version may not know a table (`wire.table_topics`). It is told nothing of it.
+
 A full window must not stop the node that writes, since a change has no caller who could wait. A session
 whose window is full is *behind*: its facts are put in a queue of their own, and one task sends them in
 order as there is room (*catching up*). Later facts join that queue, so they do not overtake. The snapshot
@@ -136,17 +138,19 @@ class Replication:
         """
         if to is not None:
             session = self._sessions.get(to)
-            if session is not None:
+            if session is not None and topic not in session.unknown_topics:
                 self._send(session, self._packed(topic, fact))
             return
         if self._sessions:
             packed = self._packed(topic, fact)
             for session in self._sessions.values():
-                self._send(session, packed)
+                if topic not in session.unknown_topics:
+                    self._send(session, packed)
 
     def node_up(self, session: Session) -> None:
         """Send the rows of this node over a session that has just come up; where there are many, in time."""
-        snapshot = Snapshot(self._tables.values())
+        unknown = session.unknown_topics
+        snapshot = Snapshot(table for table in self._tables.values() if table.topic not in unknown)
         for _ in range(FACTS_AT_ONCE):
             if not self._send_next(session, snapshot):
                 return
@@ -156,8 +160,9 @@ class Replication:
     def before_change(self, topic: str, key: Hashable) -> None:
         """Send a row that is about to change over the sessions that have not carried it yet."""
         for session, snapshot in self._snapshots.items():
-            for fact in snapshot.before_change(topic, key):
-                self._send(session, self._packed(*fact))
+            if topic not in session.unknown_topics:
+                for fact in snapshot.before_change(topic, key):
+                    self._send(session, self._packed(*fact))
 
     def node_down(self, node: str) -> Iterator[None]:
         """Drop what a node said about itself, now that its session has ended, and tell so in small steps.

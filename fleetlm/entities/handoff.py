@@ -38,9 +38,9 @@ import math
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fleetlm.core.quorum import Want
+from fleetlm.core.quorum import MemberKey, Want
 from fleetlm.core.shard_plan import assign, excess, share
-from fleetlm.core.shard_table import EPOCH_END, Claim, Lost
+from fleetlm.core.shard_table import EPOCH_END, Claim, Host, Lost
 from fleetlm.entities.seat import Kept, Seat, close_all, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
 from fleetlm.texts import SHORT
@@ -82,6 +82,7 @@ class _Take(NamedTuple):
         shard: its number.
         claim: that the new owner is to have.
         passed: the epoch of the claim of the former owner.
+        by: the former owner, where the kind has a quorum.
         lossy: whether what its entities had is not known.
         is_forced: whether the new owner takes it even beyond its share.
         rows: the last part of the states.
@@ -90,6 +91,7 @@ class _Take(NamedTuple):
     shard: int
     claim: Claim
     passed: int
+    by: MemberKey | None
     lossy: bool
     is_forced: bool
     rows: list[Any]
@@ -124,6 +126,8 @@ class Handoff:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_acquiring = False
         """Whether a majority is being asked for free shards."""
+        self._outbidding: set[int] = set()
+        """Shards of this node for which a majority is being asked for a higher epoch."""
         self._until = math.inf
         """When the time for handing over is over, for a node that drains."""
 
@@ -151,17 +155,17 @@ class Handoff:
         hosting, table, own = self._hosting, self._table, self._hosting.context.name
         kind, shards = hosting.kind, hosting.options.shards
         free = table.unowned(kind)
-        if not free:
+        if not free or self._is_acquiring:
             return
         mine = [shard for shard, node in assign(kind, shards, free, counts).items() if node == own]
         if not mine:
             return
         wall_ms, epochs = hosting.shards.wall_ms(), {}
-        for shard in mine:
-            epochs[shard] = max(table.next_epoch(kind, shard), wall_ms)  # Above forgotten epochs, too.
+        for shard in mine:  # Above epochs that all nodes have forgotten, too: see `shard_table`.
+            epochs[shard] = max(table.next_epoch(kind, shard), wall_ms)
         if hosting.majority is None:
             self._claim({shard: Claim(epoch, epoch) for shard, epoch in epochs.items()})
-        elif not self._is_acquiring:
+        else:
             self._is_acquiring = True
             self._start(self._acquire_free(epochs))
 
@@ -176,7 +180,7 @@ class Handoff:
         hosting = self._hosting
         assert hosting.majority is not None
         try:
-            wants = [Want(shard, epoch, 0) for shard, epoch in epochs.items()]
+            wants = [Want(shard, epoch) for shard, epoch in epochs.items()]
             got = await hosting.majority.acquire(wants)
             own = self._table.own(hosting.kind)
             claims = {shard: Claim(epoch, 1) for shard, epoch in got.items()}
@@ -192,16 +196,19 @@ class Handoff:
         hosting, own = self._hosting, self._table.own(self._hosting.kind)
         assert own is not None
         counts[hosting.context.name] = len(own.claims) - len(self._moving)
-        owned = own.claims.keys() - self._moving.keys()
-        moves = excess(hosting.kind, hosting.options.shards, owned, hosting.context.name, counts)
-        self._begin(moves, is_forced=False)
+        room, ready = MOVES_AT_ONCE - len(self._moving), self._ready(own, is_forced=False)
+        moves = excess(hosting.kind, hosting.options.shards, ready, hosting.context.name, counts, room)
+        for shard, to in moves.items():
+            self._start(self.move(shard, to, is_forced=False))
 
     def leave(self, counts: dict[str, int]) -> None:
         """Hand over everything, since this node drains."""
         hosting, own = self._hosting, self._table.own(self._hosting.kind)
         if counts and own is not None and self._loop.time() < self._until:
-            left = own.claims.keys() - self._moving.keys()
-            self._begin(assign(hosting.kind, hosting.options.shards, left, counts), is_forced=True)
+            room, ready = MOVES_AT_ONCE - len(self._moving), self._ready(own, is_forced=True)
+            moves = assign(hosting.kind, hosting.options.shards, ready[: max(0, room)], counts)
+            for shard, to in moves.items():
+                self._start(self.move(shard, to, is_forced=True))
 
     async def drained(self, until: float) -> list[str]:
         """Return when this node owns no shard any more, at ``until``, or when the drain is undone.
@@ -254,13 +261,14 @@ class Handoff:
 
     # Handing over.
 
-    def _begin(self, moves: dict[int, str], *, is_forced: bool) -> None:
-        now, room = self._loop.time(), MOVES_AT_ONCE - len(self._moving)
-        for shard, to in moves.items():
+    def _ready(self, own: Host, *, is_forced: bool) -> list[int]:
+        """Return the shards of this node that may be handed over now, without those that have just stayed."""
+        now, ready = self._loop.time(), []
+        for shard in sorted(own.claims.keys() - self._moving.keys()):
             stayed_at, for_s = self._stayed.get(shard, (-math.inf, 0.0))
-            if room > 0 and now >= stayed_at + (PAUSE_S if is_forced else for_s):
-                room -= 1
-                self._start(self.move(shard, to, is_forced=is_forced))
+            if now >= stayed_at + (PAUSE_S if is_forced else for_s):
+                ready.append(shard)
+        return ready
 
     async def move(self, shard: int, to: str, *, is_forced: bool) -> str:
         """Hand a shard over to another host. Returns why it has stayed; empty if it went."""
@@ -309,12 +317,29 @@ class Handoff:
         if hosting.majority is None:
             hosting.renew(shard)
 
+    def outbid(self, shards: Iterable[int]) -> None:
+        """Have a majority give this node higher epochs for shards of which others have heard a higher one."""
+        own = self._table.own(self._hosting.kind)
+        for shard in shards:
+            if own is not None and shard in own.claims and shard not in self._outbidding:
+                self._outbidding.add(shard)
+                self._start(self._outbid(shard, own.claims[shard]))
+
+    async def _outbid(self, shard: int, claim: Claim) -> None:
+        try:
+            await self._take_back(shard, claim)
+        finally:
+            self._outbidding.discard(shard)
+
     async def _take_back(self, shard: int, claim: Claim) -> None:
-        """Have a majority give a shard back to this node, which it could not hand over."""
+        """Have a majority give a shard to this node under a higher epoch, until another node has it.
+
+        Meanwhile nothing of it is served here.
+        """
         hosting, kind = self._hosting, self._hosting.kind
         assert hosting.majority is not None
         while (own := self._table.own(kind)) is not None and own.claims.get(shard) == claim:
-            want = Want(shard, self._table.seen(kind, shard) + 1, claim.epoch)
+            want = Want(shard, self._table.next_epoch(kind, shard))
             got = await hosting.majority.acquire([want])
             if shard in got and own.claims.get(shard) == claim:
                 hosting.adopt(shard, Claim(got[shard], claim.term))
@@ -350,7 +375,8 @@ class Handoff:
                     return f"{to.node} does not take its states"
             left_s = max(ASK_S, self._until - self._loop.time())
             is_lossy = shard in hosting.lossy
-            take = ["take", shard, epoch, claim.term, claim.epoch, is_lossy, is_forced, last]
+            by = None if hosting.majority is None else hosting.majority.me
+            take = ["take", shard, epoch, claim.term, claim.epoch, by, is_lossy, is_forced, last]
             seen = await hosting.outbound.call(to, take, left_s)
             if type(seen) is not int or not 0 <= seen < EPOCH_END:
                 return f"{to.node} answered {SHORT.repr(seen)}"
@@ -410,9 +436,10 @@ class Handoff:
         """Answer a request of another host, or of an operator."""
         match call.message:
             case [
-                "take", int(shard), int(epoch), int(term), int(passed), bool(lossy), bool(is_forced), [*rows],
+                "take", int(shard), int(epoch), int(term), int(passed), by, bool(lossy), bool(is_forced),
+                [*rows],
             ]:  # fmt: skip
-                take = _Take(shard, Claim(epoch, term), passed, lossy, is_forced, rows)
+                take = _Take(shard, Claim(epoch, term), passed, _member(by), lossy, is_forced, rows)
                 if self._hosting.majority is None:
                     call.reply(0 if self._take(take) else max(1, self._table.seen(self._hosting.kind, shard)))
                 else:
@@ -439,11 +466,11 @@ class Handoff:
         assert guard is not None
         got: dict[int, int] = {}
         if self._may_take(take) is not None:
-            got = await guard.acquire([Want(take.shard, take.claim.epoch, take.passed)])
+            got = await guard.acquire([Want(take.shard, take.claim.epoch, take.passed, take.by)])
         if take.shard in got and self._take(take):
             call.reply(0)
             return
-        if take.shard in got:
+        if take.shard in got:  # It began to drain meanwhile, for example.
             guard.dropped(take.shard)
         call.reply(max(1, self._table.seen(self._hosting.kind, take.shard)))
 
@@ -509,6 +536,14 @@ class Handoff:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a handoff of %s failed", self._hosting.kind, exc_info=task.exception())
+
+
+def _member(by: Any) -> MemberKey | None:
+    """Return the member that hands a shard over, if it says which one it is."""
+    match by:
+        case (str(node), int(incarnation), int(process)):
+            return (node, incarnation, process)
+    return None
 
 
 def _parts(kept: dict[str, Kept]) -> Iterable[list[list[Any]]]:

@@ -25,23 +25,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
-from fleetlm.core.quorum import Quorum, Want
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
-from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
-from fleetlm.entities.keeping import KindStore, StoreOptions
-from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
+from fleetlm.entities.host_parts import Guard, HostOptions, Moves
+from fleetlm.entities.info import HostedInfo, Tally
+from fleetlm.entities.keeping import KindStore
+from fleetlm.entities.kept_states import KeptStates
+from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, base_merge, refuse_all
 from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing, stored_handlers
 from fleetlm.errors import NotOwner
-from fleetlm.records import Record
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
+    from fleetlm.actors.handlers import Handlers
     from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.ids import Pid
@@ -60,98 +61,15 @@ CAST, INNER = 1, 2
 must not wait for itself while the shard is being handed over."""
 REVIEW_S = 0.25
 """Seconds between two looks at what is to be claimed, handed over or passivated, if nothing happens."""
+SAVE_MIN_S = 1.0
+"""Seconds that an entity has to be saved, where `HostOptions.handoff_s` is less."""
 _EVICTED_AT_ONCE = 8
 """Entities that begin to passivate where one more is to be made beyond the limit."""
 _SWEPT_AT_ONCE = 1_024
 """Entities that begin to passivate in one look."""
 
 
-class Guard(Protocol):
-    """Says what this node may serve, where a quorum is wanted; `majority.Majority` implements it."""
-
-    def start(self) -> None:
-        """Begin to ask the other members."""
-
-    def close(self) -> None:
-        """End asking."""
-
-    def serves(self, shard: int) -> bool:
-        """Whether this node may serve a shard now."""
-
-    def dropped(self, shard: int) -> None:
-        """This node owns a shard no more."""
-
-    def info(self) -> QuorumInfo:
-        """Return how this node stands, for people."""
-
-    async def acquire(self, wants: list[Want]) -> dict[int, int]:
-        """Get shards. Returns those that this node may claim, with their epochs."""
-
-    def asked(self, message: list[Any]) -> Any:
-        """Answer another member. Raises: ValueError, TypeError for nonsense."""
-
-
-class Moves(Protocol):
-    """How shards change hands; `handoff.Handoff` implements it."""
-
-    @property
-    def moving(self) -> int:
-        """How many shards are being handed over now."""
-
-    def serves(self, shard: int, *, is_inner: bool) -> bool:
-        """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
-
-    def asked(self, call: Call) -> None:
-        """Answer a request of another host, or of an operator."""
-
-    def is_sealed(self, shard: int) -> bool:
-        """Whether a shard is being handed over, and no entity of it lives any more."""
-
-    def is_done_by(self, lost: Lost) -> bool:
-        """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
-
-    def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
-        """Give the winner of a shard the states of the entities that have lived here beside its own."""
-
-    def offers(self, shard: int) -> bool:
-        """Whether `offer` still needs what is kept of a shard."""
-
-    def claim_free(self, counts: dict[str, int]) -> None:
-        """Claim the shards without an owner that fall to this node."""
-
-    def balance(self, counts: dict[str, int]) -> None:
-        """Hand over what this node has beyond its share."""
-
-    def leave(self, counts: dict[str, int]) -> None:
-        """Hand over everything, since this node drains."""
-
-    async def drained(self, until: float) -> list[str]:
-        """Return when this node owns no shard any more, or cannot hand over more."""
-
-    def sweep(self) -> None:
-        """Drop parts that were never completed."""
-
-    def close(self) -> None:
-        """End every handoff."""
-
-
-class HostOptions(Record):
-    """What a program has asked for; see `Entities.host`."""
-
-    args: tuple[Any, ...]
-    shards: int
-    idle_s: float
-    handoff_s: float
-    settle_s: float
-    rebalance_s: float
-    live: int
-    kept_bytes: int
-    remember: frozenset[str]
-    quorum: Quorum | None
-    stored: StoreOptions | None = None
-
-
-class Hosting:
+class Hosting(KeptStates):
     """One kind on this node; also the function of its host process.
 
     Args:
@@ -162,7 +80,6 @@ class Hosting:
         local: spawns entities.
         outbound: asks the hosts of other nodes.
         codec: packs states.
-        prepare: gives an entity its seat, before it runs.
     """
 
     def __init__(
@@ -175,8 +92,9 @@ class Hosting:
         outbound: Outbound,
         codec: Codec,
     ) -> None:
-        self.__qualname__ = f"host of {actor.__qualname__}"
+        super().__init__()
         self.kind: str = kind
+        self.__qualname__ = f"host of {actor.__qualname__}"
         self.actor: type[EntityObject] = actor
         self.options: HostOptions = options
         self.shards: ReplicatedShards = shards
@@ -188,20 +106,16 @@ class Hosting:
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
         """Shard → key → the same."""
-        self.kept: dict[int, dict[str, Kept]] = {}
-        """Shard → key → what is left of an entity, or what it was made from."""
-        self.kept_bytes: int = 0
-        self.lossy: set[int] = set()
-        """Shards that were taken over from a node that is lost: what their entities had is not known."""
         self.tally: Tally = Tally()
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
         self.keeps: KindStore | None = None
-        self._stored = actor.__fleetlm_handlers__
+        self._own_handlers: Handlers | None = None
+        """What entities here have in place of the handlers of their class."""
         if options.stored is not None:
             self.keeps = KindStore(options.stored, self, self.context.loop)
-            self._stored = stored_handlers(self._stored, self.keeps)
+            self._own_handlers = stored_handlers(actor.__fleetlm_handlers__, self.keeps)
         self._handlers = actor.__fleetlm_handlers__.by_name
         self._local = local
         self._loop = self.context.loop
@@ -212,26 +126,40 @@ class Hosting:
         self._timer: asyncio.TimerHandle | None = None
         self._is_reviewing = False
 
+    def guard_with(self, guard: Guard) -> None:
+        """Serve what this guard allows. Call it before the host process runs."""
+        self.majority = guard
+        self._own_handlers = guard.fenced(self._own_handlers or self.actor.__fleetlm_handlers__)
+
     async def __call__(self, process: RunningProcess) -> None:
         """Run as the host process, until it is ended."""
         self.process = process
         self.shards.hosted[self.kind] = self
         self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards))
         if self.majority is not None:
-            self.majority.start()
+            self.majority.start(process.pid.number)
         take = process.mailbox.get_any
         try:
             while True:
                 message = await take()
                 if type(message) is Call:
-                    request = message.message
-                    if type(request) is Invoke:
-                        self._take(message, request)
-                    elif process._accept_call(message):  # noqa: SLF001  # which answers it, should it end now
-                        self.handoff.asked(message)
-                message = request = None
+                    self._serve(process, message)
+                message = None
         finally:
             self._close()
+
+    def _serve(self, process: RunningProcess, call: Call) -> None:
+        """Take a call. An error of its own costs that call alone, and no entity."""
+        request = call.message
+        try:
+            if type(request) is Invoke:
+                self._take(call, request)
+            elif process._accept_call(call):  # noqa: SLF001  # which answers it, should it end now
+                self.handoff.asked(call)
+        except Exception as error:
+            log.exception("the host of %s could not serve a request, and goes on", self.kind)
+            if call.open:
+                call.fail(error)
 
     @property
     def is_closed(self) -> bool:
@@ -380,8 +308,8 @@ class Hosting:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
-        if self.keeps is not None:
-            object.__setattr__(entity, "__fleetlm_handlers__", self._stored)
+        if self._own_handlers is not None:
+            object.__setattr__(entity, "__fleetlm_handlers__", self._own_handlers)
         return entity
 
     def epoch_of(self, seat: Seat) -> int:
@@ -397,34 +325,9 @@ class Hosting:
         else:
             self.put_kept(seat.shard, seat.key, Kept(packed, False))
 
-    def put_kept(self, shard: int, key: str, kept: Kept) -> None:
-        """Keep the state of an entity in place of what was kept."""
-        self.forget(shard, key)
-        self.kept.setdefault(shard, {})[key] = kept
-        self.kept_bytes += size_of(key, kept)
-
-    def forget(self, shard: int, key: str) -> None:
-        """Drop what is kept of an entity."""
-        kept = self.kept.get(shard)
-        if kept is not None and key in kept:
-            self.kept_bytes -= size_of(key, kept.pop(key))
-            if not kept:
-                del self.kept[shard]
-
-    def forget_shard(self, shard: int) -> None:
-        """Drop what is kept of all entities of a shard."""
-        for key in list(self.kept.get(shard, ())):
-            self.forget(shard, key)
-        self.lossy.discard(shard)
-
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
-        if self.seats.get(seat.key) is seat:
-            del self.seats[seat.key]
-            in_shard = self.in_shard[seat.shard]
-            del in_shard[seat.key]
-            if not in_shard:
-                del self.in_shard[seat.shard]
+        self._vacate(seat)
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
         if claim is not None and seat.has_lost and not self.is_closed:
@@ -439,6 +342,15 @@ class Hosting:
         for message in rest:
             self._give_back(seat, message, claim is not None)
 
+    def _vacate(self, seat: Seat) -> None:
+        """Know an entity no more."""
+        if self.seats.get(seat.key) is seat:
+            del self.seats[seat.key]
+            in_shard = self.in_shard[seat.shard]
+            del in_shard[seat.key]
+            if not in_shard:
+                del self.in_shard[seat.shard]
+
     def _give_back(self, seat: Seat, message: Any, is_owner: bool) -> None:
         """Serve a request again that an entity has left behind."""
         key, shard = seat.key, seat.shard
@@ -447,7 +359,7 @@ class Hosting:
             self._take(message, message.message)  # It came when the entity was being saved.
         elif not is_cast and not message.wanted:
             message.abandon()
-        elif not is_owner or not (is_cast or self.serves(shard, is_inner=False)):
+        elif not is_owner or not self._may_go_on(shard, is_cast=is_cast):
             if is_cast:
                 log.warning("a cast to the entity %s/%s is lost: its shard has gone", self.kind, key)
             else:
@@ -457,9 +369,26 @@ class Hosting:
             if again is not None:
                 again.box.put(message)
 
+    def _may_go_on(self, shard: int, *, is_cast: bool) -> bool:
+        """Whether a request that an entity has left behind may be served here; a cast even in a handoff."""
+        if is_cast:
+            return self.majority is None or self.majority.serves(shard)
+        return self.serves(shard, is_inner=False)
+
     def again(self, message: Any) -> None:
         """Implement `seat.Host`."""
         self._take(message, message.message)
+
+    @property
+    def save_s(self) -> float:
+        """Implement `seat.Host`: seconds that an entity has to be saved."""
+        return max(SAVE_MIN_S, self.options.handoff_s)
+
+    def stays(self, seat: Seat) -> None:
+        """Implement `seat.Host`: an entity could not be saved, and is not passivated again at once."""
+        if self.seats.get(seat.key) is seat:
+            seat.used_at = self._time()
+            self.seats.move_to_end(seat.key)
 
     # Passivation.
 
@@ -517,7 +446,7 @@ class Hosting:
                 _ = seat.close("fenced")
             self.forget_shard(lost.shard)
             return
-        if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
+        if self.actor.merge is not base_merge(self.actor) and not self.is_closed:
             self.handoff.offer(lost, seats)
             return
         for seat in seats:
@@ -532,13 +461,8 @@ class Hosting:
         gone = [shard for shard in shards if shard in host.claims and not self.handoff.is_sealed(shard)]
         seats = [seat for shard in gone for seat in self.in_shard.get(shard, {}).values()]
         if gone:
-            log.warning(
-                "%d shard(s) of %s are given up, and %d entities end: %s",
-                len(gone),
-                self.kind,
-                len(seats),
-                why,
-            )
+            what = f"{len(gone)} shard(s) of {self.kind} are given up, and {len(seats)} entities end"
+            log.warning("%s: %s", what, why)
         self.tally.fenced += len(seats)
         self.shards.perform(self.table.drop(self.kind, gone))
         self._kill(seats)
@@ -553,6 +477,8 @@ class Hosting:
             for call in [*seat.take_waiting(), *seat.waiting]:
                 self.refuse(call, seat.key, seat.shard)
             seat.waiting = []
+            seat.is_saved = True  # What it had belongs to nobody any more.
+            self._vacate(seat)  # A process that is killed in its first turn does not do so itself.
             self._local.stop_process(seat.process.pid.number, "fenced", at_once=True)
 
     def review_soon(self) -> None:
@@ -585,15 +511,14 @@ class Hosting:
         counts, now = self.counts(), self._time()
         if tuple(sorted(counts)) != self._hosts_seen:
             self._hosts_seen, self._hosts_since = tuple(sorted(counts)), now
-        if self.majority is None:
-            self._outbid()
+        self._outbid()
         if self.context.name not in counts:
             self.handoff.leave(counts)
         else:
-            quiet_since = max(self._began_at, self.shards.last_up)
-            if now - quiet_since >= self.options.settle_s:
+            settling = self.shards.settling
+            if settling.is_over(self._began_at, self.options.settle_s):
                 self.handoff.claim_free(counts)
-            if now - max(self._hosts_since, quiet_since) >= self.options.rebalance_s:
+            if now - max(self._hosts_since, self._began_at, settling.last_up) >= self.options.rebalance_s:
                 self.handoff.balance(counts)
         for key in self.options.remember:
             shard = shard_of(key, self.options.shards)
@@ -605,12 +530,19 @@ class Hosting:
         host = self.table.own(self.kind)
         assert host is not None
         seen = self.table.seen
-        higher = {
-            shard: claim._replace(epoch=self.table.next_epoch(self.kind, shard))
+        higher = [
+            shard
             for shard, claim in host.claims.items()
             if seen(self.kind, shard) > claim.epoch and self.serves(shard, is_inner=False)
-        }
-        self._claim_again(higher)
+        ]
+        if self.majority is not None:
+            self.handoff.outbid(higher)
+            return
+        next_epoch = self.table.next_epoch
+        claims = host.claims
+        self._claim_again(
+            {shard: claims[shard]._replace(epoch=next_epoch(self.kind, shard)) for shard in higher}
+        )
 
     def adopt(self, shard: int, claim: Claim) -> None:
         """Own a shard under another claim from now on."""
@@ -640,21 +572,12 @@ class Hosting:
         """Return what this node has of the kind, for people."""
         host, tally, guard = self.table.own(self.kind), self.tally, self.majority
         return HostedInfo(
-            self.actor.__qualname__,
-            0 if host is None else len(host.claims),
-            self.handoff.moving,
-            len(self.seats),
-            self.options.live,
-            self.kept_bytes,
-            self.options.kept_bytes,
-            tally.activated,
-            tally.fenced,
-            tally.handed_over,
-            tally.taken,
-            tally.stayed,
+            self.actor.__qualname__, 0 if host is None else len(host.claims), self.handoff.moving,
+            len(self.seats), self.options.live, self.kept_bytes, self.options.kept_bytes, tally.activated,
+            tally.fenced, tally.handed_over, tally.taken, tally.stayed,
             None if guard is None else guard.info(),
             None if self.keeps is None else self.keeps.info(),
-        )
+        )  # fmt: skip
 
     def keys(self) -> list[str]:
         """Return the keys of the entities that live here, or whose states are kept here, sorted."""
@@ -694,10 +617,3 @@ class Hosting:
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)
         self.shards.perform(self.table.unhost(self.kind))
-
-
-def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
-    """Return the `merge` of `Entity` itself, which an entity may override."""
-    bases = reversed(actor.__mro__)
-    found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,14 +13,15 @@ from fleetlm.core.shard_table import MAX_KINDS, MAX_SHARDS
 from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
-from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.host_parts import HostOptions
+from fleetlm.entities.hosting import Hosting
 from fleetlm.entities.info import KindInfo, kind_info
 from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.running import check_concrete, exit_reason, plain_class
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=EntityObject)
 
+log: logging.Logger = logging.getLogger("fleetlm")
+
+MAX_RESTARTS, RESTARTS_S = 3, 60.0
+"""Restarts of a host process within so many seconds. Nothing ends one but an exit signal, or a fault."""
 DEFAULT_SHARDS = 256
 """Enough to spread a kind over some dozens of nodes."""
 
@@ -77,7 +83,7 @@ class Entities:
         shards: int = DEFAULT_SHARDS,
         idle_s: float = 600.0,
         handoff_s: float = 5.0,
-        settle_s: float = 0.5,
+        settle_s: float = 2.0,
         rebalance_s: float = 2.0,
         live: int = 100_000,
         kept_bytes: int = 256 * 1024 * 1024,
@@ -101,9 +107,12 @@ class Entities:
             shards: into how many the kind is cut, 1 to 4,096.
             idle_s: seconds without a request after which an entity is saved and ended, until its next one.
             handoff_s: seconds that the entities of a shard have to finish and to be saved when it is handed
-                over. Then it stays for the time being.
-            settle_s: seconds without a new connection before this node claims shards that look free, so that
-                it has heard of their owners.
+                over. Then it stays for the time being. One `Entity.save` has as long, at least a second;
+                beyond that it counts as failed.
+            settle_s: seconds before this node claims shards that look free. They begin when the kind is
+                hosted, discovery has answered, and each node that it knows is connected or cannot be reached.
+                Each connected one must have told of its shards, too. A node without discovery that
+                knows no other one claims at once.
             rebalance_s: seconds without a change among the hosts before this node hands over what is beyond
                 its share.
             live: how many entities may live on this node. Beyond that, those that had no request for the
@@ -130,7 +139,8 @@ class Entities:
         Raises:
             TypeError: ``actor`` is no class of entities, or has a concurrent handler.
             ValueError: this node hosts the kind already, others have cut it into another number of shards,
-                or an argument is out of its range. Nothing changed.
+                an argument is out of its range, or `Settings.peers_may` does not allow ``call`` and
+                ``register``, which hosts need from each other. Nothing changed.
             InvalidName: ``kind``, or a key to remember.
             NodeStopped: this node has been stopped.
         """
@@ -166,21 +176,29 @@ class Entities:
             stored,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
-        hosting.handoff = Handoff(hosting)
-        if options.quorum is not None:
-            hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
-        task = self._add(hosting)
+        task = self._add(self._complete(hosting))
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
 
-    def _add(self, hosting: Hosting) -> asyncio.Task[Any]:
+    def _add(self, hosting: Hosting, restarts: tuple[float, ...] = ()) -> asyncio.Task[Any]:
         """Host a kind that the runtime has put together. Returns the task of its host process.
 
+        Args:
+            hosting: the kind.
+            restarts: when it was started anew lately.
+
         Raises:
-            ValueError: this node hosts the kind already, or as many as it may. Nothing changed.
+            ValueError: this node hosts the kind already, or as many as it may, or other nodes may not do what
+                hosts must. Nothing changed.
         """
         kind = hosting.kind
+        denied = {"call", "register"} - self._shards.context.settings.peers_may
+        if denied:
+            raise ValueError(
+                f"a node that hosts {kind!r} lets other nodes ask it and take over from it, but its "
+                f"Settings.peers_may has no {' and no '.join(map(repr, sorted(denied)))}"
+            )
         if kind in self._hosted:
             raise ValueError(f"this node hosts {kind!r} already")
         if len(self._hosted) >= MAX_KINDS:
@@ -188,7 +206,7 @@ class Entities:
         self._hosted[kind] = hosting
         task = self._local.task_of(self._local.spawn(hosting, (), None))
         assert task is not None
-        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        task.add_done_callback(lambda done: self._ended(hosting, done, restarts))
         return task
 
     async def unhost(self, kind: str) -> bool:
@@ -245,6 +263,38 @@ class Entities:
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
+    def _complete(self, hosting: Hosting) -> Hosting:
+        """Give the host of a kind its parts."""
+        hosting.handoff = Handoff(hosting)
+        if hosting.options.quorum is not None:
+            hosting.guard_with(Majority(hosting, hosting.options.quorum, self._shards, self._outbound))
+        return hosting
+
+    def _ended(self, hosting: Hosting, task: asyncio.Task[None], restarts: tuple[float, ...]) -> None:
+        """Supervise a host process: one that was not told to end is started anew, a few times."""
+        kind, now = hosting.kind, self._shards.context.loop.time()
+        if self._hosted.get(kind) is not hosting:
+            return
+        del self._hosted[kind]
+        process = hosting.process
+        if process is None or self._outbound.stopped:
+            return
+        error = None if task.cancelled() else task.exception()
+        reason = exit_reason(process, error)
+        if reason == "shutdown" or (task.cancelled() and not process._is_ending):  # noqa: SLF001  # the runtime's
+            return  # The node stops, or its loop ends.
+        lately = tuple(at for at in restarts if now - at < RESTARTS_S)
+        may_restart = len(lately) < MAX_RESTARTS and type(hosting) is Hosting
+        log.error(
+            "the host of %s has ended (%s), with what lived here: %s", kind, SHORT.repr(reason),
+            "it is started anew" if may_restart else "this node hosts it no more, and others take it over",
+        )  # fmt: skip
+        if may_restart:
+            again = Hosting(
+                kind, hosting.actor, hosting.options, self._shards, self._local, self._outbound, self._codec
+            )
+            _ = self._add(self._complete(again), (*lately, now))
+
     async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here.
 
@@ -264,10 +314,6 @@ class Entities:
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
-
-    def _forget(self, kind: str, hosting: Hosting) -> None:
-        if self._hosted.get(kind) is hosting:
-            del self._hosted[kind]
 
 
 def _check_store(

@@ -2,7 +2,7 @@
 
 This table is the first one that a node replicates, so its rows leave before anything else over a session that
 has come up. Until they have arrived, the hosts behind the session are not known here, and their shards look
-free; therefore nothing is claimed for a moment after a session has come up (`settled_at`).
+free; `settling` says when they do not only look so.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.core.shard_table import Changed, Effect, Lost, ShardTable, Tell
+from fleetlm.entities.settling import Outlook, Settling
 
 if TYPE_CHECKING:
     import asyncio
 
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.session import Session
     from fleetlm.processes.context import NodeContext
 
 
@@ -42,16 +42,19 @@ class ReplicatedShards:
         context: of this node.
         replication: carries the facts; this table adds itself to it.
         wall_ms: the wall clock now, in milliseconds.
+        outlook: knows which nodes there are.
 
     Attributes:
         table: the decisions.
         hosted: kind → what this node hosts of it.
-        last_up: when a session came up last, on the loop's clock.
+        settling: whether this node has heard of the shards of all others.
     """
 
     topic = "shards"
 
-    def __init__(self, context: NodeContext, replication: Replication, wall_ms: int) -> None:
+    def __init__(
+        self, context: NodeContext, replication: Replication, wall_ms: int, outlook: Outlook
+    ) -> None:
         self.context: NodeContext = context
         self._wall_offset_ms = wall_ms - int(context.loop.time() * 1000)
         self.table: ShardTable = ShardTable(
@@ -60,7 +63,7 @@ class ReplicatedShards:
             functools.partial(replication.before_change, self.topic),
         )
         self.hosted: dict[str, Hosted] = {}
-        self.last_up: float = context.loop.time()
+        self.settling: Settling = Settling(context.loop.time, outlook)
         self._replication = replication
         self._waiting: dict[tuple[str, int], dict[asyncio.Future[None], None]] = {}
         """Kind and shard → requests that wait for another owner, in their order."""
@@ -78,6 +81,7 @@ class ReplicatedShards:
 
     def node_down(self, node: str) -> Iterator[None]:
         """Drop at once what a node told."""
+        self.settling.node_down(node)
         self.perform(self.table.node_down(node))
         return iter(())
 
@@ -98,10 +102,6 @@ class ReplicatedShards:
     def wall_ms(self) -> int:
         """Return the wall clock in milliseconds, as it was at the start of the node and has gone on since."""
         return self._wall_offset_ms + int(self.context.loop.time() * 1000)
-
-    def node_up(self, _session: Session) -> None:
-        """Note that a session has come up, whose node may host what looks free."""
-        self.last_up = self.context.loop.time()
 
     def perform(self, effects: Iterable[Effect]) -> None:
         """Tell the other nodes, the hosts of this node, and the requests that wait."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -29,7 +29,7 @@ from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing
 from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
-from fleetlm.texts import loggable
+from fleetlm.texts import loggable, text_of
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -88,8 +88,15 @@ class Host(Protocol):
     def epoch_of(self, seat: Seat) -> int:
         """Return the epoch under which this node owns an entity."""
 
+    @property
+    def save_s(self) -> float:
+        """Seconds that `Entity.save` may take."""
+
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Keep what an entity has saved, or note that it is stored."""
+
+    def stays(self, seat: Seat) -> None:
+        """Note that an entity could not be saved, and serves again."""
 
     def again(self, message: Any) -> None:
         """Take a call anew that came while its entity was being saved."""
@@ -153,6 +160,18 @@ class Seat:
             await self.entity(process)
         finally:
             self._end()
+
+    async def saved(self) -> Any:
+        """Return what `Entity.save` returns. Raises: TimeoutError: it did not end; and what it raises."""
+        limit_s = self.host.save_s
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                return await self.entity.save()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"save() did not end within {limit_s:g} s") from None
 
     @property
     def is_idle(self) -> bool:
@@ -234,6 +253,7 @@ class Seat:
     def reopen(self) -> None:
         """Serve again, since it could not be saved."""
         self.is_open = True
+        self.host.stays(self)
         waiting, self.waiting = self.waiting, []
         for message in waiting:
             if type(message.message.handler) is str:  # It was in the mailbox.
@@ -272,7 +292,7 @@ class _Save(BetweenHandlers):
         try:
             packed = None
             if seat.storing is None:
-                packed = seat.host.states.pack(await seat.entity.save())
+                packed = seat.host.states.pack(await seat.saved())
             else:
                 await seat.storing.save()
             seat.host.keep(seat, packed)
@@ -291,8 +311,9 @@ class _Save(BetweenHandlers):
         except BaseException as error:
             if is_from_signal(error) or exit_in(error) is not None:
                 raise
+            why = text_of(error)
             log.exception(
-                "the entity %s/%s cannot be saved, and goes on", seat.host.kind, seat.key,
+                "the entity %s/%s cannot be saved, and goes on: %s", seat.host.kind, seat.key, why,
                 exc_info=loggable(error),
             )  # fmt: skip
             seat.reopen()
@@ -342,6 +363,13 @@ class Merge(BetweenHandlers):
                 "the entity %s/%s cannot merge the state of another one, and goes on without it",
                 seat.host.kind, seat.key, exc_info=loggable(error),
             )  # fmt: skip
+
+
+def base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
+    """Return the `merge` of `Entity` itself, which an entity may override."""
+    bases = reversed(actor.__mro__)
+    found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
+    return found
 
 
 async def close_all(seats: Iterable[Seat], timeout_s: float) -> None:

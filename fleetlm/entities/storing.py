@@ -49,7 +49,9 @@ class LiveEntity(Protocol):
 
     key: str
     shard: int
-    entity: Any
+
+    async def saved(self) -> Any:
+        """Return what `Entity.save` returns. Raises: TimeoutError: it did not end in time; what it raises."""
 
     @property
     def states(self) -> States:
@@ -226,7 +228,7 @@ class Storing:
 
     async def _packed(self) -> bytes | None:
         seat = self._seat
-        return seat.states.pack(await seat.entity.save())
+        return seat.states.pack(await seat.saved())
 
     # By time.
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.shard_table import Lost
 from fleetlm.entities.handoff import Handoff
-from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.host_parts import HostOptions
+from fleetlm.entities.hosting import Hosting
 from fleetlm.entities.majority import Majority
 from fleetlm.errors import NotOwner
 from fleetlm.leaders.family import Family
@@ -76,7 +77,7 @@ class Offering(Hosting):
         self.singleton: SingletonHandoff = SingletonHandoff(self)
         self.handoff = self.singleton
         if plan.quorum is not None:
-            self.majority = Majority(self, plan.quorum, shards, outbound)
+            self.guard_with(Majority(self, plan.quorum, shards, outbound))
 
     def counts(self) -> dict[str, int]:
         """See `Hosting`; without this node where it has withdrawn the singleton."""

@@ -80,6 +80,7 @@ from fleetlm.wire.carriers import is_known_to
 from fleetlm.wire.failures import FailureKind, may_have_run
 from fleetlm.wire.frames import Chunk, Kind
 from fleetlm.wire.rights import check_right, denied_in
+from fleetlm.wire.table_topics import unknown_in
 
 if TYPE_CHECKING:
     from fleetlm.core.halves import Incoming, Outgoing
@@ -119,49 +120,14 @@ class Session:
     """
 
     __slots__ = (
-        "_batch",
-        "_batch_bytes",
-        "_batch_calls",
-        "_batch_limit",
-        "_batch_limit_bytes",
-        "_codec",
-        "_flush_soon",
-        "_last_count",
-        "_limit_bytes",
-        "_lost",
-        "_own_limit_bytes",
-        "_stall",
-        "_transport",
-        "arrivals",
-        "byte_credit",
-        "byte_window",
-        "calls",
-        "carries",
-        "closed",
-        "denied",
-        "held",
-        "held_limit",
-        "incarnation",
-        "incoming",
-        "is_slow",
-        "lanes",
-        "light_bytes",
-        "messages_received",
-        "messages_sent",
-        "name",
-        "open_calls",
-        "outgoing",
-        "peer",
-        "plain_bytes",
-        "reassembly",
-        "refuses",
-        "requests",
-        "settlement",
-        "small_bytes",
-        "up_at",
-        "urgent_ref",
-        "windows",
-    )
+        "_batch", "_batch_bytes", "_batch_calls", "_batch_limit", "_batch_limit_bytes", "_codec",
+        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall",
+        "_transport", "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed",
+        "denied", "held", "held_limit", "incarnation", "incoming", "is_slow", "lanes",
+        "light_bytes", "messages_received", "messages_sent", "name", "open_calls", "outgoing",
+        "peer", "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes",
+        "unknown_topics", "up_at", "urgent_ref", "windows",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
         self,
@@ -218,6 +184,8 @@ class Session:
         self.denied: frozenset[Right] = denied_in(hello.features)  # What the peer lets no other node do.
         self.carries: bool = is_known_to(hello.features)
         """Whether the peer takes requests with carriers."""
+        self.unknown_topics: frozenset[str] = unknown_in(hello.features)
+        """Replicated tables that the peer does not know."""
         self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
         self.held: dict[Key, int] = self.windows.held

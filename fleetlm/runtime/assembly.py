@@ -42,6 +42,7 @@ from fleetlm.actors.sender import ActorSender
 from fleetlm.blocking import forks
 from fleetlm.blocking.pools import Blocking
 from fleetlm.core.connection import Identity
+from fleetlm.core.dns_answers import Outcome
 from fleetlm.core.kernel import Kernel
 from fleetlm.directory.groups import Groups, ReplicatedGroups
 from fleetlm.directory.registry import Registry, ReplicatedNames
@@ -84,6 +85,7 @@ from fleetlm.transport.interface import Transport
 from fleetlm.wire.carriers import FEATURE as CARRIERS
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.rights import features_of
+from fleetlm.wire.table_topics import FEATURES as TABLES
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -97,6 +99,10 @@ if TYPE_CHECKING:
     from fleetlm.runtime.overview import Overview
 
 log: logging.Logger = logging.getLogger("fleetlm")
+
+DIALS_OF_A_START = 2
+"""Failed dials of a node that was never connected, after which it is not waited for any more: the first one
+may fail because that node has only just started."""
 
 MakeProcess = Callable[["ProcessServices", "Pid", str], "RunningProcess"]
 """Makes a process from the services of its node, its pid and the name of its function."""
@@ -139,8 +145,9 @@ class Assembly:
         # Processes.
         self.replication: Replication = Replication(codec, sessions, self.turns)
         self.replicated_shards: ReplicatedShards = ReplicatedShards(  # First: see its module.
-            me, self.replication, prepared.wall_ms
+            me, self.replication, prepared.wall_ms, self
         )
+        self._has_answer = False
         self.local: LocalProcesses = LocalProcesses(
             me, self._new_process, self._process_exited, self.send_exit
         )
@@ -210,7 +217,7 @@ class Assembly:
             window_bytes=settings.window_bytes,
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
-            features=(CARRIERS, *features_of(settings.peers_may)),
+            features=(CARRIERS, *TABLES, *features_of(settings.peers_may)),
             road=prepared.transport.road,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
@@ -314,7 +321,7 @@ class Assembly:
     def node_up(self, session: Session) -> None:
         """`Follower`: say over a session that has come up whether this node drains; then send its tables."""
         self.draining.node_up(session)
-        self.replicated_shards.node_up(session)
+        self.replicated_shards.settling.node_up(session.name)
         self.replication.node_up(session)
 
     def node_down(self, name: str) -> Iterator[None]:
@@ -346,6 +353,7 @@ class Assembly:
 
     def ticked(self, name: str, lag_ms: int) -> None:
         """`PeerFacts`: a peer's loop is alive."""
+        self.replicated_shards.settling.ticked(name)
         self.driver.ticked(name, lag_ms)
 
     def told_of(self, names: list[str], teller: str) -> None:
@@ -377,6 +385,7 @@ class Assembly:
         problem = None if self._own_address is None else self._own_address.look(answer.addresses)
         if problem is not None:
             self._deal_with_wrong_address(problem)
+        self._has_answer = self._has_answer or answer.outcome is not Outcome.FAILED
         self.driver.looked_up(answer)
 
     def _deal_with_wrong_address(self, problem: AddressProblem) -> None:
@@ -403,6 +412,16 @@ class Assembly:
             log.warning("%s", problem.text)
 
     # Questions of several parts.
+
+    def awaited(self) -> str:
+        """`Outlook`: what must come before this node can know its peers, for people; empty: nothing."""
+        if self.poller is not None and not self._has_answer:
+            return "discovery has not answered"
+        return self.kernel.topology.unmet(DIALS_OF_A_START)
+
+    def is_alone(self) -> bool:
+        """`Outlook`: whether this node looks for no other, and knows of none."""
+        return self.poller is None and not self.kernel.topology.peers
 
     def wall_ms(self) -> int:
         """Return the milliseconds of the wall clock; in a simulation they pass with virtual time."""

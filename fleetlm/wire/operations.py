@@ -592,6 +592,9 @@ def table(topic: str, fact: Any) -> list[Any]:
                 [exit, number]
     ``names``   [has, [[name, number, meta, since_ms], ...]],     `core.name_table`
                 [gone, name, why]
+    ``members``  see there                                        `core.member_facts`
+    ``rows``    see there                                         `core.row_table`
+    ``shards``  see there                                         `core.shard_table`
     ==========  ================================================  =========================================
     """
     return [Op.TABLE, topic, fact]

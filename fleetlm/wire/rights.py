@@ -11,14 +11,15 @@ right         a node without it refuses
 ``exit``      exit signals to its processes, and links that another node makes with them
 ``register``  `Node.register` and `unregister` for its processes, claims of cluster-wide names for
               them; it takes no cluster-wide names of others, since a claim that is older, or says
-              that it is, ends the process with the other claim
+              that it is, ends the process with the other claim; it hosts no entities for that reason
 ============  ======================================================================================
 
 Nothing needs a right that only answers what this node itself has asked or sent (replies, items, credit), that
 keeps the connection alive or tells how the *sender* is (ticks, drains, the nodes that it knows, its process
-groups), that looks (``ping``, ``whereis``, ``registered``, ``waits``, ``overview``, monitors), or that takes
-something back (cancel, unlink, demonitor). A node that may spawn may also end what it has spawned by the link
-that the spawn made, and when it gives the spawn up.
+groups and their members, its rows of tables, the entities that it hosts), that looks (``ping``, ``whereis``,
+``registered``, ``waits``, ``overview``, monitors), or that takes something back (cancel, unlink, demonitor).
+A node that may spawn may also end what it has spawned by the link that the spawn made, and when it gives the
+spawn up.
 
 `OPERATIONS`, `VERBS`, `SIGNALS` and `TABLES` are that table, complete. Where a node denies something it says
 so in its HELLO (`features_of`), so that a program on another node gets `NotAllowed` before anything is sent.
@@ -80,7 +81,15 @@ SIGNALS: Final[dict[str, Right | None]] = {
     "demonitor": None,
     "down": None,
 }
-TABLES: Final[dict[str, Right | None]] = {"groups": None, "names": "register"}
+TABLES: Final[dict[str, Right | None]] = {
+    "groups": None,
+    "names": "register",
+    "members": None,
+    "rows": None,
+    # The claim of another node may end entities here. But only a node that allows ``call`` and ``register``
+    # hosts any (`entities.kinds`), and every other one has to know where entities live.
+    "shards": None,
+}
 
 _WHAT: Final[dict[Right, str]] = {
     "call": "send messages to processes there or call them",

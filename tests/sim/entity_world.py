@@ -1,7 +1,8 @@
 """Clusters that host entities while nodes come, drain, leave and fail: what must hold, whatever happens.
 
-Callers on all nodes append to a few sessions. Each append has a name of its own, and is in the ledger with
-where it ran and what its caller got.
+The wall clocks of the nodes are wrong by up to a day, and others after each start. Callers on all nodes
+append to a few sessions. Each append has a name of its own, and is in the ledger with where it ran and what
+its caller got.
 
 What must hold in every story:
 
@@ -134,7 +135,10 @@ class World:
         """Play a story, and check what must hold."""
         async with self.cluster:
             least, most = self.first_hosts()
-            nodes = await self.cluster.start(self.rng.randint(least, most))
+            nodes = [
+                (await self.cluster.start(clock_s=self.clock_s()))[0]
+                for _ in range(self.rng.randint(least, most))
+            ]
             for node in nodes[: self.rng.randint(least, len(nodes))]:
                 await self.host(node)
                 await asyncio.sleep(self.rng.choice([0, 0, 0.3, 3]))
@@ -148,6 +152,10 @@ class World:
     def first_hosts(self) -> tuple[int, int]:
         """Return how many hosts there are in the beginning, at least and at most."""
         return 2, 4
+
+    def clock_s(self) -> float:
+        """Return by how much the wall clock of a node that starts is wrong, in seconds."""
+        return self.rng.choice([0.0, self.rng.uniform(-86_400, 86_400)])
 
     async def wait(self, seconds: float) -> None:
         """Let some time pass."""
@@ -189,7 +197,7 @@ class World:
         others = [each for each in self.hosts() if each is not node]
         match what:
             case "join" if len(self.nodes()) < 5:
-                (fresh,) = await self.cluster.start()
+                (fresh,) = await self.cluster.start(clock_s=self.clock_s())
                 await self.host(fresh)
             case "drain" if others:
                 if node.is_draining:
@@ -202,7 +210,7 @@ class World:
                 await self.cluster.stop(node, drain_s=LONG_S)
                 if node.drain_report is not None:
                     self.reports.append(node.drain_report)
-                again = await self.cluster.start_at(self.cluster.ip_of(node.name))
+                again = await self.cluster.start_at(self.cluster.ip_of(node.name), clock_s=self.clock_s())
                 if was_host:
                     await self.host(again)
             case "move" if others:
@@ -216,7 +224,7 @@ class World:
                         alive.remove(node.name)
                 await self.crash(node)
                 if rng.random() < 0.8:
-                    await self.host(await self.cluster.start_at(ip))
+                    await self.host(await self.cluster.start_at(ip, clock_s=self.clock_s()))
             case "partition" | "one way" | "freeze" | "stall":
                 self.disturb(what, node)
             case _:

@@ -260,7 +260,7 @@ async def test_a_host_that_drains_serves_what_it_has_not_handed_over_yet(
 
 
 async def test_what_a_drain_cannot_move_is_named(fleet: Fleet) -> None:
-    nodes, refs = await hosts(fleet, 1)
+    nodes, refs = await hosts(fleet, 1, rebalance_s=1e9)
     await refs["a"].call(Session.append, "x")
     report = await nodes[1].drain(60)
     assert report.seconds < 5  # It does not wait in vain.
@@ -506,10 +506,10 @@ async def test_a_host_takes_no_shard_under_an_epoch_that_is_over(fleet: Fleet) -
     old = tables[0].owner("s", shard)
     assert old is not None
     for epoch, term in ((old.epoch, old.epoch - 1), (old.epoch - 1, 1), (old.epoch + 1, 0)):
-        take = ["take", shard, epoch, term, 1, False, True, [[key, b"\xc0", False]]]
+        take = ["take", shard, epoch, term, 1, None, False, True, [[key, b"\xc0", False]]]
         assert await nodes[0].call(target, take) == old.epoch
-    assert await nodes[0].call(target, ["take", 99, old.epoch + 1, 1, 1, False, True, []]) == 1
-    assert await nodes[0].call(target, ["take", shard, old.epoch + 1, 1, 1, False, True, ["nonsense"]])
+    assert await nodes[0].call(target, ["take", 99, old.epoch + 1, 1, 1, None, False, True, []]) == 1
+    assert await nodes[0].call(target, ["take", shard, old.epoch + 1, 1, 1, None, False, True, ["nonsense"]])
     assert await nodes[0].call(target, ["state", shard, old.epoch, []]) is False
     assert await nodes[0].call(target, ["offer", key, b"\xc0"]) is False
     assert refs.where(key) == nodes[1].name

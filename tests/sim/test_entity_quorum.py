@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from fleetlm import EntityRefs, Node, NotOwner, ProcessDown, Quorum
+from fleetlm import EntityRefs, Node, NotOwner, ProcessDown, Quorum, RemoteError
+from fleetlm.core.quorum import Lease, MemberKey, Votes
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.majority import Majority
 from fleetlm.testing import Fleet
+from tests.sim import quorum_members
 from tests.sim.quorum_world import QuorumWorld
 from tests.sim.seeded import most_are_long, run_stories
 from tests.sim.test_entities import Session, key_on
@@ -140,10 +144,16 @@ async def test_more_hosts_than_expected_are_reported(fleet: Fleet, caplog: pytes
 async def test_nonsense_for_a_member_is_refused(fleet: Fleet) -> None:
     nodes, refs = await hosts(fleet, 1, 1)
     pid = refs._calls.shards.table.hosts("s")[nodes[0].name].pid
-    wrong: list[list[object]] = [["beat"], ["beat", "a", 1, [["x", 1]], []], ["grant", "a", 1, [[1]]]]
-    for message in [*wrong, ["beat", 1, 1, [], []]]:
-        with pytest.raises(Exception, match=r"not for a member|invalid literal|missing"):
+    beat, grant = ["beat", "a", 1, 1, 1], ["grant", "a", 1, 1, 1]
+    wrong: list[list[object]] = [
+        ["beat"], [*beat, [["x", 1]], []], [*beat, [[1, 1 << 63]], []], [*beat, [[99, 1]], []],
+        [*beat, [], [-1]], [*beat, [[1]], []], ["beat", 1, 1, 1, 1, [], []], [*grant, [[1]]],
+        [*grant, [[1, 1, 1, "a"]]], [*grant, [[1, 1, 1, ["a", 1]]]], [*grant, [[True, 1, 1, None]]],
+    ]  # fmt: skip
+    for message in wrong:
+        with pytest.raises(RemoteError, match="ValueError"):
             await nodes[0].call(pid, message)
+    assert await refs["a"].call(Session.append, "x") == 1
     with pytest.raises(TypeError, match="safety is"):
         await nodes[0].entities.host(Session, "t", safety="both")  # type: ignore[arg-type]
 
@@ -156,9 +166,131 @@ async def story(seed: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 2_000, 2), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 60, 2), 1))
 def test_no_entity_lives_twice_at_any_instant_whatever_fails(first: int) -> None:
     run_stories(story, range(first, first + 2))
+
+
+@pytest.mark.parametrize("first", most_are_long(range(0, 3_000, 200), 1))
+def test_no_two_members_serve_a_shard_at_an_instant_by_their_votes_and_leases_alone(first: int) -> None:
+    acquired = sum(quorum_members.play(seed) for seed in range(first, first + 200))
+    assert acquired > 600
+
+
+def never_waits(self: Votes, lease_s: float, now: float) -> None:
+    """A member that has just started votes at once."""
+    BEGIN(self, lease_s, now)
+    self._votes_from = now
+
+
+def counts_half(self: Lease, expected: int, lease_s: float) -> None:
+    """A half is taken for a majority."""
+    LEASE(self, expected, lease_s)
+    self.majority = max(1, expected // 2)
+
+
+def forgets_early(self: Votes, now: float, node: MemberKey) -> bool:
+    """A member takes a node for silent before the lease of that node is over."""
+    heard = self._heard.get(node)
+    return heard is None or now - heard.at >= quorum_members.LEASE_S * 0.7
+
+
+def serves_on(self: Lease, shard: int, now: float) -> bool:
+    """A node does not look at its clock."""
+    return self._since.get(shard, 1 << 62) <= self._began.number
+
+
+BEGIN, LEASE = Votes.__init__, Lease.__init__
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mutant"),
+    [
+        (Votes, "__init__", never_waits),
+        (Lease, "__init__", counts_half),
+        (Votes, "_is_silent", forgets_early),
+        (Lease, "serves", serves_on),
+    ],
+)
+def test_each_rule_is_needed(
+    monkeypatch: pytest.MonkeyPatch, kind: type, name: str, mutant: Callable[..., Any]
+) -> None:
+    """Most of the other rules have their tests in tests/unit/core/test_quorum.py."""
+    monkeypatch.setattr(kind, name, mutant)
+    with pytest.raises(AssertionError, match=r"is served by|serves a former life"):
+        sum(quorum_members.play(seed) for seed in range(600))
+
+
+async def test_an_owner_that_was_frozen_serves_nothing_by_its_clock_before_any_timer_has_run(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    alone, *others = nodes
+    key = key_on(refs, alone)
+    idle = key_on(refs, alone, but=key)
+    for each in (key, idle):
+        assert await refs[each].call(Session.append, "before") == 1
+    guard = alone.entities._hostings()[0].majority
+    assert isinstance(guard, Majority)
+    monkeypatch.setattr(guard, "_end_of_lease", lambda: None)
+    slow = asyncio.create_task(refs[key].within(60).call(Session.slow, LEASE_S + 1, "slow"))
+    await fleet.sleep(0.1)
+    queued = asyncio.create_task(refs[key].within(60).call(Session.append, "queued"))
+    await fleet.sleep(0.1)
+    fleet.freeze(alone)
+    assert await slow == 2  # It had begun before.
+    with pytest.raises(ProcessDown, match="fenced"):  # It was in the mailbox before.
+        await queued
+    theirs = refs_of(others[0])
+    await fleet.until(lambda: theirs.where(idle) in [each.name for each in others], timeout=60)
+    assert await theirs[idle].call(Session.append, "there") == 1
+    fleet.thaw(alone)
+    assert is_alive(alone, idle)
+    with pytest.raises(NotOwner):
+        await refs[idle].within(0.001).call(Session.append, "late")
+    monkeypatch.undo()
+    await fleet.until(lambda: refs.where(idle) == theirs.where(idle) != alone.name, timeout=60)
+    assert await refs[idle].call(Session.read) == ["there"]
+
+
+async def test_an_entity_that_is_fenced_in_its_first_turn_leaves_nothing(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 1, 1)
+    hosting = nodes[0].entities._hostings()[0]
+    shard = refs.shard("a")
+    assert hosting._activate(None, "a", shard) is not None
+    hosting.fence([shard], "a test wants it")
+    assert (hosting.seats, hosting.in_shard) == ({}, {})
+    await fleet.sleep(1)
+    assert hosting.kept == {}
+    assert await refs["a"].within(20).call(Session.append, "x") == 1
+
+
+async def test_an_owner_takes_a_higher_epoch_that_it_has_heard_of_from_a_majority(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    key = key_on(refs, nodes[1])
+    assert await refs[key].call(Session.append, "x") == 1
+    shard, epoch = refs.shard(key), refs.epoch(key)
+    hosting = nodes[1].entities._hostings()[0]
+    hosting.table.heard_of("s", shard, epoch + 1_000)  # As a store may tell.
+    hosting.review_soon()
+    await fleet.until(lambda: refs.epoch(key) > epoch + 1_000)
+    assert await refs[key].call(Session.append, "y") == 2
+    assert refs.where(key) == nodes[1].name
+
+
+async def test_hosts_that_start_with_clocks_that_were_set_back_get_growing_epochs(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    key = key_on(refs, nodes[1])
+    await refs[key].call(Session.append, "x")
+    epoch = refs.epoch(key)
+    for node in nodes:
+        again = await fleet.restart(node, clock_s=-86_400)
+        await again.entities.host(Session, "s", shards=8, safety=Quorum(3, LEASE_S))
+        await fleet.until(lambda: len(refs_of(again).shards()) == 8, timeout=60)  # noqa: B023
+        await fleet.sleep(LEASE_S * 2)
+    refs = refs_of(again)
+    assert await refs[key].within(60).call(Session.append, "y") == 1
+    assert refs.epoch(key) > epoch
 
 
 async def test_a_shard_that_is_handed_over_and_has_ended_here_is_named_in_no_beat(fleet: Fleet) -> None:

@@ -499,7 +499,7 @@ async def test_a_write_that_does_not_end_holds_its_own_key_alone(fleet: Fleet) -
 @pytest.mark.parametrize("durable", [60.0, "passivate"])
 async def test_what_passivates_or_moves_is_stored(fleet: Fleet, durable: Any) -> None:
     store = MemoryStore()
-    (one, two), refs = await hosts(fleet, 2, store, durable)
+    (one, two), refs = await hosts(fleet, 2, store, durable, rebalance_s=1e9)
     key = key_on(refs, one)
     assert await refs[key].call(Lines.append, "x") == 1
     assert stored(store, one) == {}

@@ -78,6 +78,7 @@ async def offers(fleet: Fleet, count: int, boss: Any, **options: Any) -> list[No
     for node in nodes:
         node.singleton("boss", boss, **options)
     await fleet.until(lambda: len(getattr(boss, "running", "?")) == 1, timeout=60)
+    await fleet.until(lambda: len({node.singletons.where("boss") for node in nodes}) == 1)  # All have heard.
     return nodes
 
 
@@ -339,6 +340,7 @@ async def test_a_lease_that_ends_kills_a_whole_tree_at_once(fleet: Fleet) -> Non
     for node in nodes:
         node.singleton("boss", Supervisor([Child("one", worker, (1,))]), **quorum(3))
     await fleet.until(lambda: alive, timeout=60)
+    await fleet.sleep(0.1)  # All have heard.
     leader, cut_at = home(nodes), fleet.now
     fleet.partition([leader])
     await fleet.until(lambda: not alive)

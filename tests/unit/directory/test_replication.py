@@ -24,6 +24,7 @@ class FakeSession:
         self.told: list[Any] = []
         self.is_full = False
         self.closed = ""
+        self.unknown_topics: frozenset[str] = frozenset()
         self.gate = asyncio.Event()
 
     async def room(self) -> None:
@@ -84,6 +85,23 @@ def test_a_node_that_comes_up_is_told_all() -> None:
         [Op.TABLE, "second", ["has", "second"]],
     ]
     assert sessions["c"].told == []
+
+
+def test_a_node_is_told_nothing_of_a_table_that_it_does_not_know() -> None:
+    tables, first, _, sessions = rig()
+    sessions["b"].unknown_topics = frozenset({"first"})
+    for session in sessions.values():
+        tables.node_up(session)
+    tables.before_change("first", 0)
+    tables.before_change("second", 0)
+    tables.tell("first", 1)
+    tables.tell("second", 2)
+    tables.tell("first", 3, to="b")
+    tables.tell("first", 4, to="c")
+    assert {topic for _, topic, _ in sessions["b"].told} == {"second"}
+    assert [fact for _, topic, fact in sessions["c"].told if topic == "first"] == [["has", "first"], 1, 4]
+    tables.told(sessions["b"], "first", ["x"])  # What it says counts all the same.
+    assert first.seen == [("b", 7, ["x"])]
 
 
 def test_what_a_peer_says_goes_to_its_table() -> None:
