@@ -136,11 +136,12 @@ class LeaderWorld:
 
         @node.singleton("boss", safety=self.safety, end_s=2.0, backoff_s=(0.1, 1.0))
         async def boss(process: Process) -> None:
-            run = ledger.began(process.node, process.epoch)
+            run, reads_epoch = ledger.began(process.node, process.epoch), rng.random() < 0.5
             try:
                 while True:
                     await asyncio.sleep(0.1)
-                    ledger.acted(run, process.epoch)
+                    if reads_epoch:  # Else nothing but the kill ends a run that must not go on.
+                        ledger.acted(run, process.epoch)
                     if self.crash_soon:
                         self.crash_soon = False
                         raise ValueError("as the story wants it")
