@@ -38,6 +38,7 @@ COUNT = 2_000
 WARM_UP = 200
 OUTSTANDING = 100
 TICK_S = 60.0
+TIMEOUT_S = 600.0
 MARK = "getlogin"
 """A function of the C library that nothing else calls: valgrind writes down its counts before each call."""
 PLAIN, METRICS, TELEMETRY = "plain", "metrics", "telemetry"
@@ -129,7 +130,7 @@ def works(here: Node, there: str) -> dict[str, Callable[[int], Awaitable[None]]]
     async def send(to: Any, count: int) -> None:
         for _ in range(count):
             await here.send(to, PAYLOAD)
-        await here.call(to, None, timeout=60)
+        await here.call(to, None)
 
     def call() -> Awaitable[object]:
         return here.call(("echo", there), PAYLOAD)
@@ -154,7 +155,7 @@ def work(parent: Parent, config: dict[str, Any]) -> None:
 
     async def run() -> None:
         ips = ["127.0.0.1", "127.0.0.2"]
-        usual = Settings(dns_query=",".join(ips), remote=False, tick_s=TICK_S)
+        usual = Settings(dns_query=",".join(ips), remote=False, tick_s=TICK_S, call_timeout_s=TIMEOUT_S)
         async with AsyncExitStack() as stack:
             starting = [Node.start(usual.replace(node_ip=ip), transport=MemoryTransport()) for ip in ips]
             here, there = [await stack.enter_async_context(each) for each in starting]
@@ -164,7 +165,7 @@ def work(parent: Parent, config: dict[str, Any]) -> None:
                 node.spawn(Echo, name="actor")
                 if config["mode"] != PLAIN:
                     stack.enter_context(observed(node, config["mode"]))
-            await here.ready(1, timeout=60)
+            await here.ready(1, timeout=TIMEOUT_S)
             todo = works(here, there.name)
             gc.disable()
             for do in todo.values():

@@ -37,7 +37,7 @@ from fleetlm.ids import Pid
 from fleetlm.leaders.offers import OffersLeaders
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.telling import told
+from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
@@ -950,7 +950,13 @@ class Node(OffersLeaders):
             call = self._outbound.context.ask("call", self._outbound.call, to, message, timeout)
         else:
             call = self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
-        return call if self._taps.calls is None else told(self._outbound.waits, call, to, message)
+        sampler = self._taps.calls
+        if sampler is None:
+            return call
+        sampler.nth = nth = sampler.nth + 1  # `Sampler.pick` inline.
+        if nth & sampler.mask:
+            return call
+        return tell_of(self._outbound.waits, call, to, message, sampler.weigh())
 
     def stream(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None

@@ -241,8 +241,8 @@ class Settings(Record):
     would, once a few have. Everybody can send such introductions, and an honest peer sends few."""
 
     # Connections.
-    dials_per_turn: int = 16
-    """Peers that a node dials of itself in one turn of its event loop, about 10 ms of work. A DNS answer with
+    dials_per_turn: int = 4
+    """Peers that a node dials of itself in one turn of its event loop, about 3 ms of work. A DNS answer with
     a thousand names neither stops the loop, nor lets dials time out while the loop begins others."""
     connect_timeout_s: float = 3.0
     """Seconds for TCP to connect, and again for the ZMTP handshake. The kernel's own limit is 127 s, and a

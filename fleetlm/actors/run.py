@@ -282,7 +282,7 @@ class ActorRun(Generic[ProcessT]):
                 running = self._told(running, request.handler, None)
             await run_in(context, running)
 
-    async def _run_call(  # noqa: PLR0912  # each helper would cost every call a coroutine
+    async def _run_call(  # noqa: C901, PLR0912  # each helper would cost every call a coroutine
         self, found: Handler, request: Invoke, call: Call, task: Any
     ) -> None:
         """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
@@ -294,9 +294,13 @@ class ActorRun(Generic[ProcessT]):
         self._open[call] = task if found.cancel else None
         if not found.cancel:
             call.deadline = math.inf  # What it asks of others has a time-out of its own.
-        is_plain = not found.streams and self._taps.handlers is None
+        work = self._send_items(call, running) if found.streams else running
+        sampler = self._taps.handlers
         try:
-            work = running if is_plain else self._complete(found, running, call)
+            if sampler is not None:
+                sampler.nth = nth = sampler.nth + 1  # `Sampler.pick` inline.
+                if not nth & sampler.mask:
+                    work = self._measured(work, request.handler, call, sampler.weigh())
             if CARRYING.is_served:
                 work = self._carrying(context, work, request, call, call.carrier)
             result = await run_in(context, work)
@@ -321,21 +325,17 @@ class ActorRun(Generic[ProcessT]):
         finally:
             call.message = None  # A task that the handler left behind has this call in its context.
 
-    def _complete(self, found: Handler, running: Any, call: Call) -> Any:
-        """Return what sends the items of a stream, and says where it is wanted how the handler ended."""
-        if found.streams:
-            running = self._send_items(call, running)
-        return self._told(running, call.message.handler, call)
-
     def _told(self, running: Any, handler: str, call: Call | None) -> Any:
         """Return a handler, or one that says how it ends where that is wanted of this run."""
         sampler = self._taps.handlers
         if sampler is None:
             return running
-        sampler.nth += 1  # `Sampler.pick` inline.
-        if sampler.nth & sampler.mask:
-            return running
-        telling: Any = self._tell_of(running, handler, call, sampler.weigh())
+        weight = sampler.pick()
+        return self._measured(running, handler, call, weight) if weight else running
+
+    def _measured(self, running: Any, handler: str, call: Call | None, weight: int) -> Any:
+        """Return a handler that says how it ends, and stands for so many."""
+        telling: Any = self._tell_of(running, handler, call, weight)
         telling.__name__ = handler  # For what shows which coroutines run (`actors.serving`).
         return telling
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.telling import told
+from fleetlm.messaging.telling import tell_of
 
 if TYPE_CHECKING:
     from fleetlm.messaging.fan_out import FanOut
@@ -69,8 +69,13 @@ class ActorSender:
             call = outbound.context.ask("call", outbound.call, to, message, timeout)
         else:
             call = outbound.call(to, message, timeout)
-        waits = outbound.waits
-        return call if waits.taps.calls is None else told(waits, call, to, message)
+        sampler = outbound.waits.taps.calls
+        if sampler is None:
+            return call
+        sampler.nth = nth = sampler.nth + 1  # `Sampler.pick` inline.
+        if nth & sampler.mask:
+            return call
+        return tell_of(outbound.waits, call, to, message, sampler.weigh())
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

@@ -43,6 +43,7 @@ from fleetlm.core.peer_addresses import PeerAddresses, split_by_network
 from fleetlm.core.port_scan import PortScan
 from fleetlm.core.reports import Reports
 from fleetlm.core.topology import PEERS_READ, Peer, Topology
+from fleetlm.errors import InvalidName
 from fleetlm.names import NodeName, canonical_node
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Hello, IAm, Kind, Ready, Refusal, Refused
@@ -125,18 +126,31 @@ class Kernel:
         return effects + self._report_full_table() + self._do_due(now)
 
     def heard_of(self, now: float, names: Iterable[str], teller: str) -> list[Effect]:
-        """A connected peer names these nodes: dial those that are not known yet, if they may exist."""
+        """A connected peer names these nodes: dial those that are not known yet, if they may exist.
+
+        Each name may be any text. Looking at one that is not known takes time, so one peer may have only so
+        many looked at; others of it are passed over, and come again if they are real.
+        """
         for text in names:
-            name = canonical_node(text, self._base_port)
-            if name in self.topology.peers:
-                self.topology.meet(now, name)
-            elif (
-                self._addresses.believes(NodeName.parse(name).ip)
-                and not self.topology.has_answered_as_another(name)
-                and self._newcomers.may_tell(now, teller)
-            ):
-                self._meet_new(now, name)
+            if text in self.topology.peers:
+                self.topology.meet(now, text)
+            elif self._newcomers.may_be_looked_at(now, text, teller):
+                self._look_at(now, text, teller)
         return self._report_full_table() + self._do_due(now)
+
+    def _look_at(self, now: float, text: str, teller: str) -> None:
+        """Take a node of which a peer tells into the table, if it may exist."""
+        try:
+            name = canonical_node(text, self._base_port)
+        except InvalidName:
+            self._newcomers.pass_over(text)
+            return
+        if name in self.topology.peers:
+            self.topology.meet(now, name)
+        elif not self._addresses.believes(NodeName.parse(name).ip):
+            self._newcomers.pass_over(text)
+        elif not self.topology.has_answered_as_another(name) and self._newcomers.may_tell(now, teller):
+            self._meet_new(now, name)
 
     def _meet_new(self, now: float, name: str) -> None:
         """Take a node into the table of which somebody has told, and dial it soon."""

@@ -7,7 +7,8 @@ nodes draw on budgets:
 - each *address that dials this node* on one for the names that it introduces, and for the dials to them.
   Honest nodes introduce one name each; many of them behind one gateway come up within some seconds, since a
   node that found no budget dials again soon.
-- each *peer that tells of others* on one for the names that nobody has told before.
+- each *peer that tells of others* on one for the names that nobody has told before, and on one for the time
+  that it takes to look at its names.
 - all *dials to nodes that were never up and that DNS does not name* on one together. A dial that finds no
   budget is delayed and not dropped. Each such node that comes up allows `DIALS_PER_PROOF` more: so a real
   cluster forms as fast as its nodes answer, and false names get the rate alone.
@@ -33,6 +34,13 @@ TOLD_AT_ONCE: Final = 512
 """Unknown names of which one peer may tell at once: as many as one message of a large cluster names."""
 TOLD_PER_S: Final = 32.0
 """Unknown names of which it may tell a second from then on. What was passed over is told again later."""
+LOOKS_AT_ONCE: Final = 1_024
+"""Names told by one peer that are looked at to find out whether they are unknown nodes: 50 ms of work. A
+large cluster is told in one message."""
+LOOKS_PER_S: Final = 64.0
+"""The same a second from then on: 3 ms of work. Nodes that are known by their names need no look."""
+MAX_UNLIKELY: Final = 2_048
+"""Texts that are remembered so that they need not be looked at again: peers repeat them each second."""
 MAX_BUDGETS: Final = 1_024
 """Addresses and peers whose budget is remembered. A flood from more of them starts some of these anew; the
 budget of all dials together still holds."""
@@ -51,10 +59,23 @@ class Newcomers:
         self._dials = Bucket(rate, max(1.0, rate * BURST_S), now)
         self._introduced: dict[str, Bucket] = {}
         self._told: dict[str, Bucket] = {}
+        self._looks: dict[str, Bucket] = {}
+        self.unlikely: dict[str, None] = {}
+        """The latest texts of peers that name no node, or one where no peer can be."""
 
     def may_introduce(self, now: float, ip: str) -> bool:
         """Whether the address ``ip`` may introduce an unknown node, or have it dialled. Counts it."""
         return _take(self._introduced, ip, now, INTRODUCTIONS_PER_S, INTRODUCTIONS_AT_ONCE)
+
+    def may_be_looked_at(self, now: float, text: str, teller: str) -> bool:
+        """Whether a name may be looked at of which the peer ``teller`` tells. Counts it."""
+        return text not in self.unlikely and _take(self._looks, teller, now, LOOKS_PER_S, LOOKS_AT_ONCE)
+
+    def pass_over(self, text: str) -> None:
+        """Remember that a text is no name of a node, or of one that cannot be a peer."""
+        self.unlikely[text] = None
+        if len(self.unlikely) > MAX_UNLIKELY:
+            del self.unlikely[next(iter(self.unlikely))]
 
     def may_tell(self, now: float, teller: str) -> bool:
         """Whether the peer ``teller`` may tell of another unknown node. Counts it."""

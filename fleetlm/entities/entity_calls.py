@@ -13,6 +13,8 @@ Everything else is the outcome of the request. Requests that wait for one shard 
 they came, and a new one goes behind them. The deadline of the request bounds the wait; then the last refusal
 is raised, since the request has not run.
 
+A call to an entity that lives on this node already goes straight to it (`Hosting.entity_for`).
+
 A cast is a request, too, which the owner acknowledges when it lies in the mailbox of the entity.
 
 Source: Orleans' and Akka's clients, which cache where an entity lives and forward what went astray;
@@ -106,6 +108,7 @@ class EntityCalls:
         self._outbound = outbound
         self._settings = shards.context.settings
         self._loop = shards.context.loop
+        self._name = shards.context.name
 
     async def call(
         self,
@@ -121,8 +124,14 @@ class EntityCalls:
         if owner is not None:
             if CURRENT.get() is not None:
                 mode |= mode_of(request.kind, key, shard)
+            to, message = owner.pid, None
+            if to.node == self._name and not mode & CAST:
+                hosted = self.shards.hosted.get(request.kind)
+                entity = None if hosted is None else hosted.entity_for(key, owner.epoch)
+                if entity is not None:
+                    to, message = entity, Invoke(request.handler, request.args, request.kwargs, request.actor)
             try:
-                return await self.sender.call(owner.pid, request.message(owner, mode), timeout_s)
+                return await self.sender.call(to, message or request.message(owner, mode), timeout_s)
             except NotDelivered as error:
                 if not is_astray(error, owner):
                     raise

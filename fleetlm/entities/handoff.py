@@ -225,6 +225,9 @@ class Handoff:
         if hosting.keeps is not None and hosting.context.drain_step(hosting.context.name):
             # What could not move is stored where the next owner finds it.
             await close_all(list(hosting.seats.values()), until - self._loop.time())
+            own = self._table.own(hosting.kind)
+            if own is not None and not hosting.seats:
+                await hosting.keeps.release(list(own.claims), until - self._loop.time())
         return hosting.keys()
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:

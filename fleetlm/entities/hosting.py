@@ -44,6 +44,7 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
+    from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
@@ -268,6 +269,27 @@ class Hosting:
             box.put(call)
         seat.used_at = self._time()
         self.seats.move_to_end(key)
+
+    def entity_for(self, key: str, epoch: int) -> Pid | None:
+        """Return the process of a live entity that takes a call now; the caller puts it there at once.
+
+        A call of this node needs no way through the host process, which costs as much as the call itself.
+
+        Args:
+            key: of the entity.
+            epoch: under which the caller believes that this node owns it.
+
+        Returns:
+            None: the host process must decide, since the entity does not live, or does not take the call.
+        """
+        seat, guard = self.seats.get(key), self.majority
+        if seat is None or seat.epoch != epoch or not seat.takes or seat.box.full or self.is_closed:
+            return None
+        if guard is not None and not guard.serves(seat.shard):
+            return None
+        seat.used_at = self._time()
+        self.seats.move_to_end(key)
+        return seat.process.pid
 
     def _cast(self, call: Call, request: Invoke, seat: Seat) -> None:
         """Give a request to its entity that gets no result, and acknowledge it."""

@@ -17,6 +17,11 @@ A store that fails is told of once in the log, and once more when it works again
 entities that need it: every wait has the time limit, and at most `MOST_AT_ONCE` operations of a kind are
 under way.
 
+**What a whole cluster forgets.** Unless every change is stored at once, an owner that is lost may take
+changes with it, and where all nodes were lost, none remembers that. So an owner leaves a mark for each shard
+of which it loads something (`KindStore.was_left_open`), which the next one finds. The mark goes when
+everything is stored and the last host leaves (`KindStore.release`).
+
 **Epochs that the store knows better.** The store may have seen a higher epoch than this node's claim has:
 after a restart of the whole cluster with a clock that went back, or since another node serves the shard on
 the other side of a partition. In the first case this node takes a higher epoch at once. It knows the case by
@@ -30,7 +35,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 from fleetlm.core.shard_table import EPOCH_END, Claim
@@ -53,6 +58,9 @@ OUTBID_S = 5.0
 """Seconds for which the later owner of a shard serves it before this node takes it back; see the module."""
 PAUSE_S = 1.0
 """Seconds after a failure of the store in which nothing is passivated: it would most likely fail, too."""
+
+_MARKS = "\nshards"
+"""Behind the name of a kind: where its marks are. No kind has such a name."""
 
 Durable = Literal["write", "passivate"] | float
 """When a change is stored; see `Entities.host`."""
@@ -110,11 +118,13 @@ class KindStore:
         self.limit_s: float = options.limit_s
         self.loop: asyncio.AbstractEventLoop = loop
         self.slots: asyncio.Semaphore = asyncio.Semaphore(MOST_AT_ONCE)
-        self.under_way: dict[str, asyncio.Task[Any]] = {}
-        """Key → its operation, also where the entity has ended meanwhile."""
+        self.under_way: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        """Kind and key → its operation, also where the entity has ended meanwhile."""
         self._shards = shards
         self._taken_over: dict[int, Claim] = {}
         """Shard → the first claim of this node under which `taken_over_at` was asked."""
+        self._marking: dict[int, tuple[int, asyncio.Task[bool]]] = {}
+        """Shard → since which epoch it is this node's, and what leaves the mark."""
         self._proven: dict[int, int] = {}
         """Shard → the epoch under which the store took something from this node last."""
         self._fenced_at: dict[int, float] = {}
@@ -167,8 +177,46 @@ class KindStore:
 
     def close(self) -> None:
         """Cancel what is under way: the node hosts the kind no more."""
-        for task in self.under_way.values():
+        for task in [*self.under_way.values(), *(task for _, task in self._marking.values())]:
             task.cancel()
+
+    async def was_left_open(self, shard: int) -> bool:
+        """Whether a former owner of a shard was lost, and perhaps changes with it. Raises: StoreError."""
+        since = self.taken_over_at(shard)
+        known_since, task = self._marking.get(shard, (0, None))
+        if task is None or known_since != since or (task.done() and (task.cancelled() or task.exception())):
+            task = self.loop.create_task(self._mark(shard, since), name=f"mark of {self.kind}")
+            self._marking[shard] = since, task
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise StoreFailed(self.name, "the node hosts the kind no more")
+        return task.result()
+
+    async def _mark(self, shard: int, since: int) -> bool:
+        mark = Keeper(self, str(shard), shard, f"{self.kind}{_MARKS}")
+        stored = await mark.load()
+        await mark.store(str(since).encode())
+        return stored.state is not None and stored.epoch < since
+
+    async def release(self, shards: Iterable[int], timeout_s: float) -> None:
+        """Take the marks of shards away: everything of them is stored. What fails is left as it is."""
+        if not self.is_write:
+            tasks = [self.loop.create_task(self._release(shard)) for shard in shards]
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
+                for task in late:
+                    task.cancel()
+
+    async def _release(self, shard: int) -> None:
+        _, task = self._marking.pop(shard, (0, None))
+        if task is not None:
+            await asyncio.wait({task})
+        mark = Keeper(self, str(shard), shard, f"{self.kind}{_MARKS}")
+        try:
+            await mark.load()
+            await mark.store(None)
+        except StoreError:
+            return  # The next owner believes that something may be missing.
 
     def succeeded(self, fence: Fence) -> None:
         """Note that the store took something."""
@@ -229,11 +277,11 @@ class Keeper:
         is_sure: whether it knows what is stored.
     """
 
-    __slots__ = ("_digest", "_epoch", "_key", "_kind", "_shard", "_tried", "_version", "is_sure")
+    __slots__ = ("_digest", "_epoch", "_kind", "_place", "_shard", "_tried", "_version", "is_sure")
 
-    def __init__(self, kind: KindStore, key: str, shard: int) -> None:
+    def __init__(self, kind: KindStore, key: str, shard: int, stored_as: str = "") -> None:
         self._kind = kind
-        self._key = key
+        self._place = (stored_as or kind.kind, key)
         self._shard = shard
         self._epoch = 0
         self._version = 0
@@ -271,11 +319,6 @@ class Keeper:
         self._tried, self.is_sure = digest, False
         await self._ask(self._write(packed, digest))
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether an operation is under way."""
-        return self._key in self._kind.under_way
-
     # Internals.
 
     def _fence(self) -> Fence:
@@ -287,7 +330,7 @@ class Keeper:
     async def _load(self) -> Stored:
         kind, fence = self._kind, self._fence()
         async with kind.slots:
-            stored = await kind.store.load(kind.kind, self._key, fence)
+            stored = await kind.store.load(*self._place, fence)
         kind.succeeded(fence)
         return stored
 
@@ -297,9 +340,9 @@ class Keeper:
         try:
             async with kind.slots:
                 if packed is None:
-                    version = await kind.store.drop(kind.kind, self._key, fence, expected=expected)
+                    version = await kind.store.drop(*self._place, fence, expected=expected)
                 else:
-                    version = await kind.store.save(kind.kind, self._key, fence, packed, expected=expected)
+                    version = await kind.store.save(*self._place, fence, packed, expected=expected)
         except (Fenced, VersionConflict):
             self.is_sure = True  # That nothing was written.
             raise
@@ -314,12 +357,12 @@ class Keeper:
             stored.version == self._version + 1 and digest == self._tried
         )
         if not is_own:
-            raise VersionConflict(f"{self._kind.kind}/{self._key}", self._version, stored.version)
+            raise VersionConflict("/".join(self._place), self._version, stored.version)
         self._version, self._digest, self.is_sure = stored.version, digest, True
 
     async def _wait(self) -> None:
         """Wait for an operation of this key that was given up. Raises: StoreFailed: it does not end."""
-        task = self._kind.under_way.get(self._key)
+        task = self._kind.under_way.get(self._place)
         if task is not None:
             await asyncio.wait({task}, timeout=self._kind.limit_s)
             if not task.done():
@@ -327,15 +370,15 @@ class Keeper:
 
     async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in a task of its own, within the time limit. Raises: StoreError."""
-        kind, key = self._kind, self._key
+        kind, place = self._kind, self._place
         task = kind.loop.create_task(work, name=f"store of {kind.kind}")
         timer = kind.loop.call_later(kind.limit_s, task.cancel)
-        kind.under_way[key] = task
+        kind.under_way[place] = task
 
         def ended(_: object) -> None:
             timer.cancel()
-            if kind.under_way.get(key) is task:
-                del kind.under_way[key]
+            if kind.under_way.get(place) is task:
+                del kind.under_way[place]
             if not task.cancelled():
                 task.exception()  # Noted, since there may be nobody who waits.
 

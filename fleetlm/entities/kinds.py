@@ -206,6 +206,9 @@ class Entities:
         task = self._local.task_of(hosting.process.pid)
         if hosting.keeps is not None:
             await close_all(list(hosting.seats.values()), hosting.options.handoff_s)
+            own = self._shards.table.own(kind)
+            if own is not None and not hosting.seats:
+                await hosting.keeps.release(list(own.claims), hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})

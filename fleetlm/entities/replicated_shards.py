@@ -28,6 +28,9 @@ class Hosted(Protocol):
     def lost(self, lost: Lost) -> None:
         """Give up a shard, since another node's claim has outdone that of this node."""
 
+    def entity_for(self, key: str, epoch: int) -> Pid | None:
+        """Return the process of a live entity that takes a call of this node at once, or None."""
+
     def review_soon(self) -> None:
         """Look whether shards are to be claimed or handed over."""
 

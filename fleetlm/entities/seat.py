@@ -180,6 +180,7 @@ class Seat:
         storing, was_lost = self.storing, self.kept.was_lost
         assert storing is not None
         stored = await storing.load()
+        was_lost = was_lost or storing.was_left_open
         if was_lost and self.key not in self.host.kept.get(self.shard, ()):  # The shard was taken over.
             was_lost = storing.may_miss(stored)
         self.kept = Kept(stored.state, was_lost and not storing.is_write)

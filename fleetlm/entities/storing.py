@@ -75,10 +75,21 @@ class Storing:
 
     Attributes:
         acks: casts that are acknowledged when the entity has been loaded.
+        was_left_open: whether a former owner of its shard may have lost changes.
         why_not_loaded: why it could not be loaded; empty: it could, or nobody knows yet.
     """
 
-    __slots__ = ("_due", "_keeper", "_keeps", "_seat", "_task", "_timer", "acks", "why_not_loaded")
+    __slots__ = (
+        "_due",
+        "_keeper",
+        "_keeps",
+        "_seat",
+        "_task",
+        "_timer",
+        "acks",
+        "was_left_open",
+        "why_not_loaded",
+    )
 
     def __init__(self, seat: LiveEntity, keeps: KindStore) -> None:
         self._seat = seat
@@ -90,6 +101,7 @@ class Storing:
         self._task: asyncio.Task[None] | None = None
         """The write that goes on beside the handlers."""
         self.acks: list[Call] = []
+        self.was_left_open: bool = False
         self.why_not_loaded: str = ""
 
     @property
@@ -99,6 +111,8 @@ class Storing:
     async def load(self) -> Stored:
         """Return what is stored. Raises: ProcessExit: it cannot be loaded, which ends the entity."""
         try:
+            if not self.is_write:
+                self.was_left_open = await self._keeps.was_left_open(self._seat.shard)
             return await self._keeper.load()
         except StoreError as error:
             self.why_not_loaded = text_of(error)

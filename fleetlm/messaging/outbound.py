@@ -497,7 +497,7 @@ class Outbound:
             if wait is not None:
                 self.waits.end(wait)
             self.local_calls.pop(ref, None)
-            if call.open:
+            if not call._done:  # noqa: SLF001  # `Call.open` inline
                 call.abandon()
         turns = self._turns
         if turns.left:  # A thousand replies may have come at once.

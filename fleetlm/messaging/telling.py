@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from fleetlm.messaging.waits import Waits
 
 
-def told(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, message: Any) -> Coroutine[Any, Any, Any]:
-    """Return a call, or one that says how it ends where that is wanted of this one."""
-    sampler = waits.taps.calls
-    if sampler is None:
-        return call
-    sampler.nth += 1  # `Sampler.pick` inline.
-    return call if sampler.nth & sampler.mask else tell_of(waits, call, to, message, sampler.weigh())
-
-
 async def tell_of(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, message: Any, weight: int) -> Any:
-    """Await a call, and say that it begins and how it ends. Returns and raises what the call does."""
+    """Await a call, and say that it begins and how it ends. Returns and raises what the call does.
+
+    Args:
+        waits: has the taps.
+        call: that was chosen to be measured; `Node.call` and `ActorSender.call` ask the sampler.
+        to: whom it asks.
+        message: what it asks.
+        weight: how many calls it stands for.
+    """
     handler, taps, now = _handler_in(message), waits.taps, waits.loop.time
     if taps.call_started is not None:
         taps.call_started(to, handler)

@@ -71,7 +71,7 @@ MAX_BYTES_PER_READ: Final = 4 * 1024 * 1024
 MAX_READ_S: Final = 0.002
 """Seconds of reading in one turn, likewise: what is in the frames may be costly to take."""
 MAX_EVENTS_PER_READ: Final = 32
-"""Monitor events read in one turn of the loop, likewise: some 20 us for each connection that comes or goes."""
+"""Monitor events read in one turn of the loop, likewise: 20 us for each connection that comes or goes."""
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
 """Seconds after which a source that has ended is reported as lost, even if frames of others still
 arrive so fast that its last frames may be unread."""

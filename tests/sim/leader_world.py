@@ -95,7 +95,7 @@ class LeaderWorld:
         self.rng = random.Random(f"leaders {seed}")
         self.faults = faults
         self.has_quorum = safety == "quorum"
-        lease_s = self.rng.choice([2.0, 8.0])
+        lease_s = self.rng.choice([4.0, 8.0])
         self.safety: Literal["available"] | Quorum = (
             Quorum(EXPECTED, lease_s) if self.has_quorum else "available"
         )

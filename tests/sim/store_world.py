@@ -35,8 +35,8 @@ class StoreWorld(World):
         self.store = self.make_store()
         self.store.on_effect = self.note
         self.accesses: dict[str, MemoryStore] = {}
-        self.highest: dict[int, int] = {}
-        """Shard → the highest epoch under which the store took anything."""
+        self.highest: dict[tuple[str, int], int] = {}
+        """Kind and shard → the highest epoch under which the store took anything."""
         self.wrong: list[str] = []
         self.latency_s = (0.0, self.rng.choice([0.001, 0.02, 0.3]))
         self.share = self.rng.choice([0.0, 0.02, 0.1])
@@ -46,10 +46,11 @@ class StoreWorld(World):
 
     def note(self, kind: str, key: str, fence: Fence, stored: Stored) -> None:
         """Take down that something took effect."""
-        highest = self.highest.get(fence.shard, 0)
+        place = (kind, fence.shard)
+        highest = self.highest.get(place, 0)
         if fence.epoch < highest:
             self.wrong.append(f"{kind}/{key}: {stored} under {fence}, and {highest} has been there")
-        self.highest[fence.shard] = max(highest, fence.epoch)
+        self.highest[place] = max(highest, fence.epoch)
 
     async def host(self, node: Node) -> None:
         access = self.accesses[node.name] = self.store.another()

@@ -51,8 +51,10 @@ class Clock:
         return self.now
 
     def call_later(self, delay_s: float, function: Callable[..., object], *args: Any) -> None:
-        entry = (self.now + delay_s, next(self._numbers), functools.partial(function, *args))
-        heapq.heappush(self._due, entry)
+        def run() -> object:
+            return function(*args)
+
+        heapq.heappush(self._due, (self.now + delay_s, next(self._numbers), run))
 
     def run_until(self, at: float) -> None:
         while self._due and self._due[0][0] <= at:

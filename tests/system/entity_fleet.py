@@ -32,11 +32,11 @@ class EntityFleet:
 
     Args:
         folder: for the records and the logs.
-        calls_per_s: of the client on a machine that does nothing else.
         env: variables of `entity_worker`, and settings.
+        calls_per_s: of the client on a machine that does nothing else.
     """
 
-    def __init__(self, folder: Path, calls_per_s: float = CALLS_PER_S, **env: str) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], calls_per_s: float = CALLS_PER_S) -> None:
         self.folder = folder
         self.nodes = (CLIENT, *WORKERS)
         self.fleet = Fleet(static=self.nodes)

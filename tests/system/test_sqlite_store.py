@@ -93,6 +93,7 @@ async def test_a_killed_writer_leaves_everything_that_it_acknowledged(path: Path
     assert told >= 42
 
 
+@pytest.mark.long
 async def test_several_processes_write_to_one_file(path: Path) -> None:
     writers = [
         await asyncio.create_subprocess_exec(

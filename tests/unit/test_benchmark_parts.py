@@ -17,6 +17,9 @@ from benchmarks import (
     __main__ as command_line,
     entities,
     fanout,
+    helper,
+    helpers,
+    instructions,
     machine,
     observed,
     page,
@@ -29,10 +32,13 @@ from benchmarks import (
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.budget import Budget
 from benchmarks.helpers import Helper, HelperFailed, Helpers, Launch, Mode, Session
+from benchmarks.in_memory import MemoryTransport
 from benchmarks.peers import with_erlang
 from benchmarks.peers.counter import Counter
 from benchmarks.registry import Benchmark, Metric, Metrics, Options
+from fleetlm import Node, Settings
 from fleetlm.testing import Fleet
+from fleetlm.testing.loop import run
 
 RATE = Metric("rate", "messages", "thousand/s", more_is_better=True, scale=1e-3)
 
@@ -323,6 +329,79 @@ async def test_the_echo_counts_what_is_no_call(fleet: Fleet) -> None:
     assert await node.call("echo", None) == 3
     assert await node.call("echo", None) == 0
     assert await node.call("echo", b"y") == b"y"
+
+
+def test_small_differences_are_shown_with_three_digits_and_quartiles() -> None:
+    ratios = [0.9, 1.0, 1.01, 1.02, 1.2]
+    assert report.format_ratio(ratios) == "1.01 x"
+    assert report.format_ratio(ratios, is_fine=True) == "1.010 x (1.000 to 1.020)"
+    assert report.format_ratio([1.0], is_fine=True) == "1.00 x"
+    assert report.format_ratio([], is_fine=True) == ""
+
+
+def test_another_commit_takes_part_in_new_pairs_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="there is no fleetlm in"):
+        command_line.main(["metrics", "--against", str(tmp_path)])
+    started: list[tuple[str, str | None]] = []
+
+    class Fake:
+        def __init__(self, target: str, config: dict[str, Any]) -> None:
+            started.append((target, config.get("tree")))
+
+        def receive(self) -> None:
+            """It is ready."""
+
+        def request(self, command: str, _timeout_s: float) -> Metrics:
+            return {command: 1.0}
+
+        def close(self) -> None:
+            started.append(("closed", None))
+
+    monkeypatch.setattr(helpers, "Helper", Fake)
+    variants = observed.variants(Options(against=tmp_path))
+    assert [variant.label for variant in variants][-1] == f"nobody observes, {tmp_path.name}"
+    for variant in variants:
+        variant.open()
+    assert started == []
+    assert [variant.run() for variant in variants[1:]] == [
+        {observed.METRICS: 1.0}, {observed.TELEMETRY: 1.0}, {observed.PLAIN: 1.0}
+    ]  # fmt: skip
+    tree = str(tmp_path.resolve())
+    closed = ("closed", None)
+    assert started[-4:] == [("observed:server", tree), ("observed:client", tree), closed, closed]
+    assert started[:2] == [("observed:server", None), ("observed:client", None)]
+
+
+def test_a_helper_refuses_another_fleetlm_than_that_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["helper", "observed:server", json.dumps({"tree": str(tmp_path)})])
+    with pytest.raises(SystemExit, match=r"fleetlm comes from .*, not from"):
+        helper.main()
+
+
+def test_all_kinds_of_messages_of_which_instructions_are_counted_arrive() -> None:
+    async def main() -> None:
+        ips = ["127.0.0.1", "127.0.0.2"]
+        usual = Settings(dns_query=",".join(ips), remote=False)
+        starting = [Node.start(usual.replace(node_ip=ip), transport=MemoryTransport()) for ip in ips]
+        async with starting[0] as here, starting[1] as there:
+            for node in (here, there):
+                node.spawn(instructions.echo, name="echo")
+                node.spawn(instructions.sink, name="sink")
+                node.spawn(instructions.Echo, name="actor")
+            await here.ready(1)
+            for do in instructions.works(here, there.name).values():
+                await do(100)
+            assert await here.call(("sink", there.name), None) == 100
+            assert await here.call("sink", None) == 100
+            with instructions.observed(here, instructions.TELEMETRY):
+                await here.call("echo", b"x")
+
+    run(main())
 
 
 def test_picks_are_measured_for_every_rule_and_size() -> None:

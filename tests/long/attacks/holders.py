@@ -301,20 +301,27 @@ HOLDERS: Final[tuple[Prepare, ...]] = (
 async def attack(prepare: Prepare, target: Target, ready: Callable[[], Awaitable[None]]) -> str:
     """Join as a node does, and attack until it is over. Returns what was done in a few words."""
     settings = Settings.from_env().replace(backoff_min_s=0.02, backoff_max_s=0.05, max_peers=4_096)
-    async with Node.start(settings) as node:
+    node = await Node.start(settings)
+    try:
         await node.ready(1, JOIN_S)
-        member = Member(node, target)
-        step = prepare(member)
-        await ready()
-        steps = ended = 0
-        while not target.is_over:
-            if member.session is None:
-                ended += 1
-                while member.session is None and not target.is_over:
-                    await asyncio.sleep(0.05)
-                continue
-            with contextlib.suppress(FleetError, TimeoutError):
-                async with asyncio.timeout(max(0.1, target.until - asyncio.get_running_loop().time())):
-                    await step()
-            steps += 1
-        return f"{steps:,} steps, {member.count:,} numbers, {ended} times disconnected"
+        return await _go_on(Member(node, target), prepare, ready)
+    finally:
+        await node.stop(drain_s=0)
+
+
+async def _go_on(member: Member, prepare: Prepare, ready: Callable[[], Awaitable[None]]) -> str:
+    """Attack over an open connection, and again whenever it has been opened anew."""
+    step, target = prepare(member), member.target
+    await ready()
+    steps = ended = 0
+    while not target.is_over:
+        if member.session is None:
+            ended += 1
+            while member.session is None and not target.is_over:
+                await asyncio.sleep(0.05)
+            continue
+        with contextlib.suppress(FleetError, TimeoutError):
+            async with asyncio.timeout(max(0.1, target.until - asyncio.get_running_loop().time())):
+                await step()
+        steps += 1
+    return f"{steps:,} steps, {member.count:,} numbers, {ended} times disconnected"

@@ -6,7 +6,15 @@ from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.effects import Dial, Effect, HangUp, Reply
-from fleetlm.core.newcomers import BURST_S, INTRODUCTIONS_AT_ONCE, INTRODUCTIONS_PER_S, TOLD_AT_ONCE
+from fleetlm.core.newcomers import (
+    BURST_S,
+    INTRODUCTIONS_AT_ONCE,
+    INTRODUCTIONS_PER_S,
+    LOOKS_AT_ONCE,
+    LOOKS_PER_S,
+    MAX_UNLIKELY,
+    TOLD_AT_ONCE,
+)
 from fleetlm.core.port_scan import Search
 from fleetlm.core.topology import MIN_UNPROVEN_ROWS, PEERS_READ
 from fleetlm.settings import Settings
@@ -136,6 +144,29 @@ def test_hearsay_of_places_where_no_peer_can_be_is_not_believed() -> None:
     told = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "8.8.8.8", "::1", "fe80::1", ip(2)]
     effects = k.heard_of(T, [f"fleetlm@{each}" for each in told], TELLER)
     assert effects == [Dial(1, ip(2), 4370)]
+
+
+def test_names_that_are_told_are_looked_at_at_a_rate_and_those_of_other_peers_all_the_same() -> None:
+    k = kernel(1, SETTINGS.replace(max_peers=10_000))
+    names = [f"fleetlm@8.8.{n // 200}.{n % 200}" for n in range(LOOKS_AT_ONCE)]
+    k.heard_of(T, names, TELLER)
+    k.heard_of(T, [name(2)], TELLER)
+    assert not k.topology.peers, "the time that this peer may take is used up"
+    k.heard_of(T, [name(3)], "fleetlm@10.0.0.98")
+    assert [*k.topology.peers] == [name(3)]
+    k.heard_of(T + 1 / LOOKS_PER_S, [name(3), *names, name(2)], TELLER)
+    assert [*k.topology.peers] == [name(3), name(2)], "what was looked at in vain costs nothing again"
+
+
+def test_texts_that_are_no_names_are_passed_over_and_few_of_them_are_remembered() -> None:
+    k = kernel()
+    for turn in range(3):
+        texts = ["", "nobody", "x@", *(f"{turn} {n}" for n in range(1_000))]
+        k.heard_of(T + 20.0 * turn, texts, TELLER)
+    assert not k.topology.peers
+    assert len(k._newcomers.unlikely) == MAX_UNLIKELY
+    k.heard_of(T + 60.0, ["fleetlm@10.0.0.2:4370", name(3)], TELLER)
+    assert [*k.topology.peers] == [name(2), name(3)], "names are entered in their canonical form"
 
 
 def test_a_peer_tells_of_new_names_at_a_rate_and_known_ones_cost_it_nothing() -> None:

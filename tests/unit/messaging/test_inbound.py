@@ -557,12 +557,16 @@ async def test_new_work_is_refused_before_it_is_delivered_once_the_peer_knows() 
 @virtual
 async def test_a_process_that_hands_over_gets_new_work_until_it_is_done() -> None:
     side = Pair().there
-    box = side.box(9)
+    box = side.box("host")
     side.session.refuses = True
-    side.inbound.still_served.add(9)
-    frame(side, [Op.HANDLE, 9, ["f", [], {}], 1, 1000, 0], [Op.YIELD, 9, ["f", [], {}], 2, 0, 64, 0, 0, 1])
+    side.inbound.still_served.add("host")
+    frame(
+        side,
+        [Op.HANDLE, "host", ["f", [], {}], 1, 1000, 0],
+        [Op.YIELD, "host", ["f", [], {}], 2, 0, 64, 0, 0, 1],
+    )
     side.inbound.still_served.clear()
-    frame(side, [Op.HANDLE, 9, ["f", [], {}], 3, 1000, 0])
+    frame(side, [Op.HANDLE, "host", ["f", [], {}], 3, 1000, 0])
     assert len(box) == 2
     assert sorted(side.session.requests) == [1, 2]
 

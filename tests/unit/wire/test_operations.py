@@ -194,9 +194,11 @@ def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: int) -> None:
             read(op, [op, "echo", parts, *rest])
 
 
-def test_names_of_peers_that_are_not_node_names_are_passed_over() -> None:
+def test_names_of_peers_that_are_no_texts_are_passed_over() -> None:
     names: list[Any] = [name(2), "nobody", 5, None, "x" * (MAX_TEXT_CHARS + 1), "fleetlm@FD00:0::07", name(3)]
-    assert operations.read_peers(operations.peers(names), 10) == [name(2), "fleetlm@fd00::7", name(3)]
+    assert operations.read_peers(operations.peers(names), 10) == [
+        name(2), "nobody", "fleetlm@FD00:0::07", name(3),
+    ]  # fmt: skip
 
 
 def test_names_of_peers_are_read_up_to_the_limit() -> None:
