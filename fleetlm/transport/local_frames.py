@@ -15,13 +15,14 @@ Errors of the socket and its end are reported once, from the loop.
 from __future__ import annotations
 
 import asyncio
-import io
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
+
+from fleetlm.wire.blobs import Buffer
 
 HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
@@ -254,7 +255,7 @@ class FrameReader:
         self._data = b""
         """What was read and not passed on, from `_at` on."""
         self._at = 0
-        self._large: io.BytesIO | None = None
+        self._large: Buffer | None = None
         """The memory of a frame that has not come whole, if its end has no place of its own."""
         self._head = b""
         """The beginning of a frame whose end has one."""
@@ -368,7 +369,7 @@ class FrameReader:
         """Find the memory for a frame that has not come whole; the rest is received straight into it."""
         room = self._room(came, size) if came else None
         if room is None:
-            self._large = io.BytesIO(bytes(size))
+            self._large = Buffer(bytes(size))
             self._view = self._large.getbuffer()
         else:
             self._head, came = came[: size - len(room)], came[size - len(room) :]

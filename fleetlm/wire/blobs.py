@@ -17,6 +17,7 @@ than `MIN_BLOB_BYTES`, so that the bytes that a peer may announce bound their nu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from io import SEEK_CUR, BytesIO
 from typing import Final
@@ -50,6 +51,19 @@ Packed = bytes | Parcel
 """A packed message. One with blobs is always so large that it travels in chunks."""
 
 
+class Buffer(BytesIO):
+    """A `BytesIO` that may be collected together with the views of it.
+
+    The collector of cycles closes it before it releases the views. That fails, which does no harm, and
+    Python 3.13 and later report it as an error that nobody can handle.
+    """
+
+    def close(self) -> None:
+        """Close it, unless there are views of it."""
+        with contextlib.suppress(BufferError):
+            super().close()
+
+
 class Hold:
     """A buffer of known size that is filled from its start and becomes a value without a copy.
 
@@ -63,7 +77,7 @@ class Hold:
         self.size_bytes: int = size_bytes
         self.left_bytes: int = size_bytes
         """What has not come yet."""
-        self._buffer = BytesIO(bytes(size_bytes))
+        self._buffer = Buffer(bytes(size_bytes))
         self._room: memoryview | None = None
 
     def room(self, size_bytes: int) -> memoryview:

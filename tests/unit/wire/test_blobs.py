@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from array import array
 from collections.abc import Callable
@@ -444,3 +445,15 @@ def test_a_thread_copies_what_is_large_in_pieces_between_which_the_loop_runs(cod
     assert codec.unpack(packed.envelope, holds(packed)) == [value]
     whole = codec.pack_whole([value], value)
     assert decoder.unpack(whole) == [value]
+
+
+def test_a_buffer_is_collected_together_with_a_view_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 reports what `close` raises in the collector."""
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    hold = Hold(10)
+    cycle: list[Any] = [hold.to_buffer()]
+    cycle.append(cycle)
+    del hold, cycle
+    gc.collect()
+    assert seen == []
