@@ -21,7 +21,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers test-browser kits site coverage coverage-core fuzz lint types reference lock hooks format bench bench-guard clean
+.PHONY: help setup demo test test-long test-containers test-browser attacks kits site coverage coverage-core fuzz lint types reference lock hooks format bench bench-guard clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -54,6 +54,9 @@ test-browser: $(STAMP) ## the page of the ops listener in a real browser; needs 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(PYTEST) -p no:xdist -m browser $(ARGS) tests/browser
 
+attacks: $(STAMP) ## minutes: attacks on a node, with what an honest peer notices; wants an idle machine
+	$(BIN)/python -m tests.long.attacks $(ARGS)
+
 kits: $(STAMP) ## validate the deployment kits; needs promtool and kubectl (Debian: apt-get install prometheus kubectl systemd)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kits]'
 	$(PYTEST) -p no:xdist -m kits $(ARGS) tests/kits
@@ -75,6 +78,7 @@ lint: $(STAMP) ## ruff, the format, mypy and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --no-warn-unreachable fleetlm
 	$(BIN)/codespell .
 
 types: $(STAMP) ## every public name has a type that type checkers agree on

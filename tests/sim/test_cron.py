@@ -10,7 +10,7 @@ import pytest
 
 from fleetlm import CronSlot, Node, Process, Quorum
 from fleetlm.core.cron_slots import AHEAD_MS, SlotMemory
-from fleetlm.core.shard_table import score
+from fleetlm.core.shard_ranking import factor_of, score
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.testing import Fleet
 
@@ -259,13 +259,13 @@ async def newcomers(fleet: Fleet, job: Job, clock_s: float) -> tuple[Node, Node]
     (standby,) = await fleet.start(1)
     standby.cron("job", 60, job)
     await fleet.until(lambda: job.slots, timeout=70)
-    kind = "singleton:cron:job"
+    factor = factor_of("singleton:cron:job", 0)
     ips = [f"10.0.1.{number}" for number in range(1, 100)]
-    ip = max(ips, key=lambda ip: score(kind, 0, f"fleetlm@{ip}"))
+    ip = max(ips, key=lambda ip: score(factor, f"fleetlm@{ip}"))
     new = await fleet.start_at(ip, clock_s=clock_s)
     new.cron("job", 60, job, settle_s=8)
     await fleet.mesh()
-    assert score(kind, 0, new.name) > score(kind, 0, standby.name)
+    assert score(factor, new.name) > score(factor, standby.name)
     return first, new
 
 
