@@ -639,12 +639,12 @@ def play(*, faults: bool, durable: Any = "write") -> Any:
     return story
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 400, 2), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 80, 2), 1))
 def test_with_a_store_no_acknowledged_append_is_lost_whatever_fails(first: int) -> None:
     run_stories(play(faults=True), range(first, first + 2))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 2), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 40, 2), 1))
 def test_with_a_store_nothing_fails_while_nodes_come_and_leave_in_order(first: int) -> None:
     run_stories(play(faults=False), range(first, first + 2))
 
@@ -652,6 +652,6 @@ def test_with_a_store_nothing_fails_while_nodes_come_and_leave_in_order(first: i
 @pytest.mark.long
 @pytest.mark.parametrize("durable", [0.5, "passivate"])
 @pytest.mark.parametrize("faults", [False, True])
-@pytest.mark.parametrize("first", range(0, 80, 4))
+@pytest.mark.parametrize("first", range(0, 16, 4))
 def test_stories_of_states_that_are_stored_later(first: int, faults: bool, durable: Any) -> None:
     run_stories(play(faults=faults, durable=durable), range(first, first + 4))

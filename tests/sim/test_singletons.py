@@ -480,16 +480,16 @@ def story(safety: Safety, *, faults: bool) -> Any:
     return play
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 400, SEEDS), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_without_faults_one_runs_at_a_time_and_epochs_grow(first: int) -> None:
     run_stories(story("available", faults=False), range(first, first + SEEDS))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 400, SEEDS), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_with_a_quorum_one_runs_at_any_instant_and_epochs_grow_whatever_fails(first: int) -> None:
     run_stories(story("quorum", faults=True), range(first, first + SEEDS))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 400, SEEDS), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_available_comes_to_one_run_in_the_end_whatever_fails(first: int) -> None:
     run_stories(story("available", faults=True), range(first, first + SEEDS))
