@@ -582,7 +582,7 @@ async def test_the_loser_of_a_partition_hands_over_what_the_winner_has_not_loade
     ("options", "error"),
     [
         ({"durable": "write"}, ValueError),
-        ({"store": object()}, TypeError),
+        ({"store": "sessions.db"}, TypeError),
         ({"store": MemoryStore(), "durable": "always"}, ValueError),
         ({"store": MemoryStore(), "durable": 0}, ValueError),
         ({"store": MemoryStore(), "durable": float("inf")}, ValueError),
