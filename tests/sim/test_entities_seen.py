@@ -139,6 +139,7 @@ async def test_hosts_that_disagree_and_shards_without_an_owner_are_seen(fleet: F
     fleet.heal()
     await fleet.until(lambda: bool(one.list() and two.list()), timeout=60)
     await fleet.until(lambda: len(info_of(one).differing) == len(info_of(two).differing) == 1)
+    await fleet.until(lambda: info_of(one).unowned == 0, timeout=60)
     assert (info_of(one).shards, info_of(one).hosts, info_of(one).differing) == (8, 2, {two.name: 4})
     assert (info_of(two).shards, info_of(two).differing) == (4, {one.name: 8})
     found = judge_kinds(node_facts(one)["kinds"])

@@ -141,10 +141,14 @@ def test_two_terminals_are_one_cluster_as_their_page_says(terminal: Terminal) ->
 
 
 def check_operations(terminal: Terminal) -> None:
-    """Each expression of the section on looking inside works in the first node."""
+    """Each expression of the section on looking inside works in the first node.
+
+    The one for a key needs a kind, which this cluster has not; `sim/test_entities_seen` asks for one.
+    """
     (block,) = section(OPERATE, "Look inside")
     commands = [shlex.split(command, comments=True) for command in block.commands]
     expressions = [words[2] for words in commands if words[:2] == ["fleetlm", "remote"] and len(words) > 2]
+    expressions = [each for each in expressions if not each.startswith("Entities.where")]
     assert len(expressions) >= 6
     node = f"{terminal.addresses}1"
     for expression in expressions:

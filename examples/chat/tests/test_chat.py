@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from model import MODELS, start
+from model import MODELS, SESSIONS, Session, start
 from web import app
 
 from fleetlm import Node, asgi
@@ -32,12 +32,14 @@ async def front(web: Node) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def start_workers(fleet: Fleet, web: Node, count: int) -> list[Node]:
-    """Start workers, and wait until the front end knows their models."""
+    """Start workers, and wait until the front end knows their models, and where its sessions live."""
     known = len(web.groups.members(MODELS))
     workers = await fleet.start(count)
     for worker in workers:
         await start(worker)
     await fleet.until(lambda: len(web.groups.members(MODELS)) == known + count)
+    sessions = web.entities.ref(Session, SESSIONS)
+    await fleet.until(lambda: sessions.where("s1") is not None)
     return workers
 
 
