@@ -168,7 +168,7 @@ class Rings:
                     break
             if found is None:  # All were looked at.
                 return None
-            for at in range(start - 1, start - 1 - size, -1):
+            for at in range(start - 1, start - 1 - size, -1):  # pragma: no branch - it ends at what was found
                 distance = (probe - ring[at]) & _MASK
                 if distance >= nearest:
                     break

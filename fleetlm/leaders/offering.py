@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.shard_table import Lost
 from fleetlm.entities.handoff import Handoff
-from fleetlm.entities.host_parts import HostOptions
+from fleetlm.entities.host_parts import HostOptions, Moves
 from fleetlm.entities.hosting import Hosting
 from fleetlm.entities.majority import Majority
 from fleetlm.errors import NotOwner
@@ -75,7 +75,7 @@ class Offering(Hosting):
         self._last_epoch = 0
         """Under which a run has begun here last."""
         self.singleton: SingletonHandoff = SingletonHandoff(self)
-        self.handoff = self.singleton
+        self.handoff: Moves = self.singleton
         if plan.quorum is not None:
             self.guard_with(Majority(self, plan.quorum, shards, outbound))
 

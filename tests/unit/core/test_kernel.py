@@ -570,3 +570,13 @@ def test_addresses_that_names_do_not_have_are_reported_up_to_a_bound(monkeypatch
     assert [text.split(",")[0] for text in reported] == [
         f"{name(number)} dials us from 192.168.0.{number}" for number in (2, 3)
     ]
+
+
+def test_hearsay_of_a_node_that_is_known_already_keeps_it_in_the_table() -> None:
+    k = kernel()
+    k.heard_of(T, [name(2)], TELLER)
+    k.heard_of(T + 7, [name(2)], TELLER)
+    assert k.topology.peers[name(2)].last_seen == T + 7
+    k.heard_of(T + 8, ["fleetlm@fd00::2"], TELLER)
+    k.heard_of(T + 9, ["fleetlm@fd00::0:2"], TELLER)  # The same name, written otherwise.
+    assert k.topology.peers["fleetlm@fd00::2"].last_seen == T + 9

@@ -587,3 +587,11 @@ def test_members_that_are_not_wanted_are_no_candidates() -> None:
 def test_without_a_wish_every_meta_fits() -> None:
     assert ANY.fits(None)
     assert ANY.fits({"zone": "a"})
+
+
+def test_the_one_with_the_least_load_of_those_that_fit_is_picked() -> None:
+    rig = Rig()
+    rig.metas = {pid: {"zone": "a" if at % 2 else "b"} for at, pid in enumerate(MEMBERS)}
+    rig.load = {pid: at for at, pid in enumerate(MEMBERS)}
+    zone = Wanted({"zone": "a"})
+    assert {rig.pick(MEMBERS, "least_loaded", wanted=zone) for _ in range(20)} == {MEMBERS[1]}

@@ -157,3 +157,23 @@ def test_a_quorum_is_a_number_of_nodes(bad: int) -> None:
 def test_a_lease_lasts_for_some_seconds(bad: float) -> None:
     with pytest.raises(ValueError, match="lease lasts"):
         Quorum(3, bad)
+
+
+def test_a_lease_is_seen_by_those_who_have_acknowledged_it_lately() -> None:
+    lease = Lease(3, 8.0)
+    assert (lease.seen(0), lease.holds(0)) == (0, False)
+    for member in (A, B):
+        lease.acknowledged(member, Beat(100.0, 1))
+    assert (lease.seen(107.9), lease.holds(107.9)) == (2, True)
+    assert (lease.seen(108), lease.holds(108)) == (0, False)
+
+
+def test_a_want_that_is_not_above_another_claim_is_refused() -> None:
+    member = votes()
+    assert member.grant(0, A, 1, [Want(1, 5)]) == {1: 0}
+    assert member.grant(100, B, 1, [Want(1, 5)]) == {1: 5}
+
+
+@pytest.mark.parametrize("lease_s", [None, 0.5, 60])
+def test_a_quorum_may_name_its_lease(lease_s: float | None) -> None:
+    assert Quorum(3, lease_s).lease_s == lease_s

@@ -381,3 +381,23 @@ def test_no_epoch_is_beyond_what_a_peer_accepts() -> None:
     table.claim("s", {1: Claim(5, 5)})
     peer(table, PEER, [2, EPOCH_END - 1, 1])
     assert [table.next_epoch("s", shard) for shard in range(3)] == [1, 6, EPOCH_END - 1]
+
+
+def test_a_claim_that_is_dropped_is_free_again_for_every_node() -> None:
+    table = hosting()
+    table.claim("s", {1: Claim(5, 5), 2: Claim(6, 6)})
+    assert table.count_unowned("s") == 2
+    assert table.drop("s", [1, 3]) == [Tell(["dropped", "s", [1]]), Changed("s", (1,))]
+    assert table.drop("s", [1, 3]) == []
+    assert (table.owner("s", 1), table.seen("s", 1), table.count_unowned("s")) == (None, 5, 3)
+    peer(table, PEER, [0, 7, 7], [3, 8, 8])
+    assert table.count_unowned("s") == 1
+    assert table.told(PEER, 2, ["dropped", "s", [0, 3]]) == [Changed("s", (0, 3))]
+    assert (table.owner("s", 0), table.count_unowned("s")) == (None, 3)
+    for gone in ([0], [4], ["3"], [True]):
+        with pytest.raises(ValueError, match="is dropped, not held"):
+            table.told(PEER, 2, ["dropped", "s", gone])
+
+
+def test_of_a_kind_that_is_not_known_no_shard_is_unowned() -> None:
+    assert ShardTable(ME, 1).count_unowned("s") == 0

@@ -380,3 +380,15 @@ def test_a_node_with_both_families_dials_the_address_in_the_name() -> None:
         assert peer is not None
         table.learn_alias(T, alias, f"fleetlm@{theirs}")
         assert table.address_to_dial(peer) == (theirs, 4370)
+
+
+def test_a_node_is_unmet_until_it_was_up_once_or_could_not_be_reached_so_often() -> None:
+    m = Meeting()
+    table = m.kernel.topology
+    assert table.unmet(2) == ""
+    m.up(2)
+    assert table.unmet(2) == ""
+    other = met(table, name(9))
+    assert table.unmet(2) == f"{name(9)} is being connected"
+    other.connection.attempt = 2
+    assert table.unmet(2) == ""

@@ -457,3 +457,40 @@ def test_a_buffer_is_collected_together_with_a_view_of_it(monkeypatch: pytest.Mo
     del hold, cycle
     gc.collect()
     assert seen == []
+
+
+def test_a_part_of_many_messages_lends_its_large_bytes_and_is_itself_otherwise(codec: Codec) -> None:
+    for value in (BIG, [1, BIG]):
+        part = codec.pack_part(value)
+        assert isinstance(part, Parcel)
+        assert part.blobs[0] is BIG
+    assert codec.pack_part([1, "x"]) == codec.pack_value([1, "x"])
+    assert codec.pack_part(b"few") == codec.pack_value(b"few")
+    with pytest.raises(NotSerializable):
+        codec.pack_part([BIG, object()])
+    assert codec.pack_part([1]) == codec.pack_value([1])
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_part_that_fails_for_another_reason_leaves_nothing_for_the_next_message(
+    codec: Codec, error: type[BaseException]
+) -> None:
+    def refuse(_value: object) -> Any:
+        raise error
+
+    class Moody:
+        pass
+
+    types = MessageTypes()
+    types.register_converter("Moody", Moody, refuse, refuse)
+    broken = Codec(types, large_bytes=LARGE)
+    with pytest.raises(error):
+        broken.pack_part([BIG, Moody()])
+    assert broken.pack_part([1]) == codec.pack_part([1])
+
+
+def test_a_part_beyond_the_limit_is_refused() -> None:
+    small = Codec(TYPES, large_bytes=LARGE, max_message_bytes=4_096)
+    with pytest.raises(MessageTooLarge):
+        small.pack_part("x" * 5_000)
+    assert small.pack_part("x") == msgpack.packb("x")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fleetlm.errors import NotSerializable
-from fleetlm.wire.invocation import Invoke, explained
+from fleetlm.wire.invocation import Invoke, explained, is_for_entity
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
@@ -95,3 +95,9 @@ def test_requests_are_equal_by_what_travels_and_are_no_keys() -> None:
 def test_a_plain_message_with_a_carrier_is_one_message(args: list[Any]) -> None:
     with pytest.raises(ValueError, match="is not one message"):
         Invoke.of(["", args, {}, b"\x80"])
+
+
+def test_a_request_whose_handler_is_no_text_is_for_an_entity() -> None:
+    assert is_for_entity(Invoke(["s-42", 5, 0, "append"], (), {})  # type: ignore[arg-type])
+    assert not is_for_entity(Invoke("append", (), {}))
+    assert not is_for_entity("append")
