@@ -98,6 +98,6 @@ def test_a_plain_message_with_a_carrier_is_one_message(args: list[Any]) -> None:
 
 
 def test_a_request_whose_handler_is_no_text_is_for_an_entity() -> None:
-    assert is_for_entity(Invoke(["s-42", 5, 0, "append"], (), {})  # type: ignore[arg-type])
+    assert is_for_entity(Invoke(["s-42", 5, 0, "append"], (), {}))  # type: ignore[arg-type]
     assert not is_for_entity(Invoke("append", (), {}))
     assert not is_for_entity("append")
