@@ -37,7 +37,7 @@ simple" for the two majorities; differs: nothing is written down, so a member wa
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 from fleetlm.records import Record
@@ -153,8 +153,23 @@ class Votes:
         self._heard[node] = _Heard(now, number)
         return conflicts
 
-    def grant(self, now: float, node: MemberKey, number: int, wants: Iterable[Want]) -> dict[int, int] | None:
+    def grant(
+        self,
+        now: float,
+        node: MemberKey,
+        number: int,
+        wants: Iterable[Want],
+        heard_of: Callable[[int], int] = lambda _: 0,
+    ) -> dict[int, int] | None:
         """Support a node for shards that it is about to claim.
+
+        Args:
+            now: on this node's clock.
+            node: the one that asks.
+            number: of its request.
+            wants: what it wants.
+            heard_of: returns the highest epoch of a shard of which this node has heard otherwise. A lower one
+                is not granted, so that epochs grow also where members have forgotten what they supported.
 
         Returns:
             Each shard with 0 if it is granted, else with the epoch under which this member knows it. None:
@@ -165,8 +180,9 @@ class Votes:
         answer: dict[int, int] = {}
         for want in wants:
             other, highest = self._supported.get(want.shard), self._highest.get(want.shard, 0)
-            if want.epoch <= highest:
-                answer[want.shard] = highest
+            heard = heard_of(want.shard)
+            if want.epoch <= highest or want.epoch < heard:
+                answer[want.shard] = max(highest, heard)
             elif other is not None and not self._may_pass(now, other, node, want):
                 answer[want.shard] = other.epoch
             else:

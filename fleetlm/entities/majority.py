@@ -164,7 +164,7 @@ class Majority:
                 answer = self._votes.beat(now, member, number, claims, set(map(self._shard, asking)))
             case ["grant", str(node), int(incarnation), int(process), int(number), [*rows]]:
                 wants = [self._want(row) for row in rows]
-                answer = self._votes.grant(now, (node, incarnation, process), number, wants)
+                answer = self._votes.grant(now, (node, incarnation, process), number, wants, self._heard_of)
             case _:
                 raise ValueError(f"{SHORT.repr(message)} is not for a member of a quorum")
         return None if answer is None else list(answer.items())
@@ -252,7 +252,7 @@ class Majority:
         table, kind = self._shards.table, self._hosting.kind
         counts = dict.fromkeys((want.shard for want in wants), 0)
         asked = self._lease.next(self._loop.time())
-        own = self._votes.grant(asked.sent_at, self.me, asked.number, wants)
+        own = self._votes.grant(asked.sent_at, self.me, asked.number, wants, self._heard_of)
         answers: list[Any] = [None if own is None else list(own.items())]
         message = ["grant", *self.me, asked.number, [[*want[:3], want.by] for want in wants]]
         asking = [self._outbound.call(pid, message, self._lease_s / 2) for pid in self._members()]
@@ -266,6 +266,9 @@ class Majority:
                 elif shard in counts:
                     counts[shard] += 1
         return {want.shard: want.epoch for want in wants if counts[want.shard] >= self._lease.majority}
+
+    def _heard_of(self, shard: int) -> int:
+        return self._shards.table.seen(self._hosting.kind, shard)
 
     def _shard(self, value: Any) -> int:
         """Return a shard that a member names. Raises: ValueError."""

@@ -193,7 +193,10 @@ class World:
         await asyncio.sleep(rng.choice([0.0, 0.001, 0.01, 0.1, 1.0, 3.0]))
 
     async def change(self, what: str) -> None:
-        rng, node = self.rng, self.rng.choice(self.nodes())
+        rng = self.rng
+        if not self.faults:
+            await self.cluster.mesh(timeout=60)  # A node that leaves must know the host that has just come.
+        node = rng.choice(self.nodes())
         others = [each for each in self.hosts() if each is not node]
         match what:
             case "join" if len(self.nodes()) < 5:

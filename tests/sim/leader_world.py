@@ -173,6 +173,8 @@ class LeaderWorld:
         await asyncio.sleep(rng.choice([0.0, 0.01, 0.3, 3.0, 10.0]))
 
     async def change(self, what: str) -> None:  # a table of what can happen
+        if not self.faults:
+            await self.cluster.mesh(timeout=60)  # A node that leaves must know the one that has just come.
         node = self.rng.choice([self.rng.choice(self.nodes()), self.home()])
         others = [each for each in self.offers() if each is not node]
         match what:

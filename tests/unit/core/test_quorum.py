@@ -177,3 +177,9 @@ def test_a_want_that_is_not_above_another_claim_is_refused() -> None:
 @pytest.mark.parametrize("lease_s", [None, 0.5, 60])
 def test_a_quorum_may_name_its_lease(lease_s: float | None) -> None:
     assert Quorum(3, lease_s).lease_s == lease_s
+
+
+def test_an_epoch_below_one_of_which_the_member_has_heard_otherwise_is_not_granted() -> None:
+    member = votes()
+    assert member.grant(0, A, 1, [Want(1, 5), Want(2, 9)], lambda _: 9) == {1: 9, 2: 0}
+    assert member.grant(1, A, 2, [Want(1, 10)], lambda _: 9) == {1: 0}
