@@ -44,6 +44,7 @@ from fleetlm.core.shard_table import EPOCH_END, Claim, Host, Lost
 from fleetlm.entities.seat import Kept, Seat, close_all, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
 from fleetlm.texts import SHORT
+from fleetlm.wire.invocation import to_host
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -377,7 +378,7 @@ class Handoff:
             is_lossy = shard in hosting.lossy
             by = None if hosting.majority is None else hosting.majority.me
             take = ["take", shard, epoch, claim.term, claim.epoch, by, is_lossy, is_forced, last]
-            seen = await hosting.outbound.call(to, take, left_s)
+            seen = await hosting.outbound.call(to, to_host(take), left_s)
             if type(seen) is not int or not 0 <= seen < EPOCH_END:
                 return f"{to.node} answered {SHORT.repr(seen)}"
             if seen:
@@ -395,7 +396,7 @@ class Handoff:
         return ""
 
     async def _ask(self, to: Pid, message: list[Any], timeout_s: float) -> bool:
-        return bool(await self._hosting.outbound.call(to, message, timeout_s))
+        return bool(await self._hosting.outbound.call(to, to_host(message), timeout_s))
 
     async def _offer(self, lost: Lost, seats: list[Seat]) -> None:
         """See `offer`."""

@@ -153,8 +153,11 @@ class Hosting(KeptStates):
         request = call.message
         try:
             if type(request) is Invoke:
-                self._take(call, request)
-            elif process._accept_call(call):  # noqa: SLF001  # which answers it, should it end now
+                if request.handler:
+                    self._take(call, request)
+                    return
+                (call.message,) = request.args  # See `to_host`.
+            if process._accept_call(call):  # noqa: SLF001  # which answers it, should it end now
                 self.handoff.asked(call)
         except Exception as error:
             log.exception("the host of %s could not serve a request, and goes on", self.kind)

@@ -298,19 +298,16 @@ class Entities:
     async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here.
 
-        Until then those that are still here are served, though the node refuses other new work.
+        Those that are still here are served, though the node refuses other new work.
 
         Args:
             until: on the loop's clock.
             still_served: see `Inbound`.
         """
         hostings = self._hostings()
-        numbers = {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
-        still_served |= numbers
-        try:
-            left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
-        finally:
-            still_served -= numbers
+        # For good: hosts ask each other until the node stops, and requests learn where an entity has gone.
+        still_served |= {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
+        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )

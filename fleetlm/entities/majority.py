@@ -29,6 +29,7 @@ from fleetlm.core.shard_table import EPOCH_END, MAX_SHARDS
 from fleetlm.entities.info import QuorumInfo
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.texts import SHORT
+from fleetlm.wire.invocation import to_host
 
 if TYPE_CHECKING:
     from fleetlm.entities.replicated_shards import ReplicatedShards
@@ -210,7 +211,7 @@ class Majority:
 
     async def _send_beat(self, member: MemberKey, pid: Pid, message: list[Any], beat: Beat) -> None:
         try:
-            answer = await self._outbound.call(pid, message, self._lease_s)
+            answer = await self._outbound.call(pid, to_host(message), self._lease_s)
         except FleetError:
             return
         finally:
@@ -255,7 +256,7 @@ class Majority:
         own = self._votes.grant(asked.sent_at, self.me, asked.number, wants, self._heard_of)
         answers: list[Any] = [None if own is None else list(own.items())]
         message = ["grant", *self.me, asked.number, [[*want[:3], want.by] for want in wants]]
-        asking = [self._outbound.call(pid, message, self._lease_s / 2) for pid in self._members()]
+        asking = [self._outbound.call(pid, to_host(message), self._lease_s / 2) for pid in self._members()]
         answers += await asyncio.gather(*asking, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, FleetError):

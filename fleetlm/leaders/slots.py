@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.core.quorum import Quorum
 from fleetlm.core.shard_table import EPOCH_END
 from fleetlm.errors import FleetError
+from fleetlm.wire.invocation import to_host
 
 if TYPE_CHECKING:
     from fleetlm.core.cron_slots import SlotMemory
@@ -90,7 +91,7 @@ class SlotTeller:
     async def _others(self, epoch: int, slot_ms: int, *, is_reset: bool) -> list[list[int]]:
         """Return the answers of the other nodes that have answered."""
         hosts, own = self._shards.table.hosts(self._kind), self._shards.context.name
-        message = ["slots", epoch, slot_ms, is_reset]
+        message = to_host(["slots", epoch, slot_ms, is_reset])
         calls = [self._outbound.call(host.pid, message, ASK_S) for node, host in hosts.items() if node != own]
         answers: list[list[int]] = []
         for answer in await asyncio.gather(*calls, return_exceptions=True):

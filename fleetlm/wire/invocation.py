@@ -15,8 +15,14 @@ _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", 
 
 
 def is_for_entity(message: Any) -> bool:
-    """Whether a message is a request to a keyed entity, on its way to the host of the kind."""
+    """Whether a message is for the host of a kind of entities: a request to one of them, or `to_host`."""
     return type(message) is Invoke and type(message.handler) is not str
+
+
+def to_host(message: Any) -> Invoke:
+    """Return what one host of a kind says to another one: no new work, so a node that drains takes it too."""
+    handler: Any = []
+    return Invoke(handler, (message,), {})
 
 
 class Invoke:

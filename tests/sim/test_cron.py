@@ -289,6 +289,22 @@ async def test_a_newcomer_knows_which_slots_were_missed(fleet: Fleet) -> None:
     assert job.slots[1].late_s > 3
 
 
+async def test_a_node_that_drains_still_tells_which_slots_have_begun(fleet: Fleet) -> None:
+    job = Job()
+    (first,) = await declare(fleet, 1, job, 60)
+    (knows,) = await fleet.start(1)
+    knows.cron("job", 60, job)
+    await fleet.until(lambda: job.slots, timeout=70)
+    assert (await knows.drain(10)).was_clean
+    new = await fleet.start_at("10.0.1.1", clock_s=-30)
+    new.cron("job", 60, job)
+    await fleet.mesh()
+    await fleet.crash(first)
+    await fleet.until(lambda: len(job.slots) == 2, timeout=120)
+    assert new.singletons.where("cron:job") == new.name
+    assert job.times == [0, 60]
+
+
 async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
     job = Job()
     (first,) = await declare(fleet, 1, job, 60)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fleetlm.errors import NotSerializable
-from fleetlm.wire.invocation import Invoke, explained, is_for_entity
+from fleetlm.wire.invocation import Invoke, explained, is_for_entity, to_host
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
@@ -99,5 +99,7 @@ def test_a_plain_message_with_a_carrier_is_one_message(args: list[Any]) -> None:
 
 def test_a_request_whose_handler_is_no_text_is_for_an_entity() -> None:
     assert is_for_entity(Invoke(["s-42", 5, 0, "append"], (), {}))  # type: ignore[arg-type]
+    assert is_for_entity(to_host(["slots", 1]))
+    assert Invoke.of(to_host(["slots", 1]).parts()) == to_host(["slots", 1])
     assert not is_for_entity(Invoke("append", (), {}))
     assert not is_for_entity("append")
