@@ -320,7 +320,7 @@ async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
 
     SlotTeller.ask = ask_nobody  # type: ignore[assignment]
     try:
-        await first.drain(10)
+        await fleet.stop(first, drain_s=10)  # Nobody is left who could be asked.
         await fleet.until(lambda: len(job.slots) == 2, timeout=120)
     finally:
         SlotTeller.ask = ask
