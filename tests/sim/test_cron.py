@@ -305,25 +305,22 @@ async def test_a_node_that_drains_still_tells_which_slots_have_begun(fleet: Flee
     assert job.times == [0, 60]
 
 
-async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
+async def test_a_handover_carries_the_slots_along(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job()
     (first,) = await declare(fleet, 1, job, 60)
     await fleet.until(lambda: job.slots, timeout=70)
     new = await fleet.start_at("10.0.1.1", clock_s=-30)
     new.cron("job", 60, job)
     await fleet.mesh()
-    ask, asked = SlotTeller.ask, []
+    asked = []
 
-    async def ask_nobody(teller: SlotTeller, epoch: int) -> bool:
-        asked.append(await ask(teller, 0))  # Under an epoch that is refused: it learns nothing.
-        return True
+    async def no_answers(_teller: SlotTeller, *question: int, **_: bool) -> list[list[int]]:
+        asked.append(question)
+        return []
 
-    SlotTeller.ask = ask_nobody  # type: ignore[assignment]
-    try:
-        await fleet.stop(first, drain_s=10)  # Nobody is left who could be asked.
-        await fleet.until(lambda: len(job.slots) == 2, timeout=120)
-    finally:
-        SlotTeller.ask = ask
+    monkeypatch.setattr(SlotTeller, "_others", no_answers)
+    await first.drain(10)
+    await fleet.until(lambda: len(job.slots) == 2, timeout=120)
     assert asked
     assert job.times == [0, 60]
 
