@@ -305,7 +305,7 @@ async def test_a_node_that_drains_still_tells_which_slots_have_begun(fleet: Flee
     assert job.times == [0, 60]
 
 
-async def test_a_handover_carries_the_slots_along(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_handover_carries_the_slots_along(fleet: Fleet) -> None:
     job = Job()
     (first,) = await declare(fleet, 1, job, 60)
     await fleet.until(lambda: job.slots, timeout=70)
@@ -318,9 +318,10 @@ async def test_a_handover_carries_the_slots_along(fleet: Fleet, monkeypatch: pyt
         asked.append(question)
         return []
 
-    monkeypatch.setattr(SlotTeller, "_others", no_answers)
-    await first.drain(10)
-    await fleet.until(lambda: len(job.slots) == 2, timeout=120)
+    with pytest.MonkeyPatch.context() as silence:
+        silence.setattr(SlotTeller, "_others", no_answers)
+        await first.drain(10)
+        await fleet.until(lambda: len(job.slots) == 2, timeout=120)
     assert asked
     assert job.times == [0, 60]
 
