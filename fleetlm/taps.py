@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _OUTCOMES = (
     "ok cancelled CallTimeout Draining Expired InitFailed InvalidName MessageTooLarge NoConnection NoFactory "
-    "NoHandler NoMember NoProcess NodeLost NodeStopped NotAllowed NotSerializable ProcessDown ProcessExit "
-    "RemoteError StreamIdle Undecodable WorkerDied WorkerNotStarted WouldBlock other"
+    "NoHandler NoMember NoProcess NodeLost NodeStopped NotAllowed NotLoaded NotOwner NotSerializable "
+    "NotStored ProcessDown ProcessExit RemoteError StreamIdle Undecodable WorkerDied WorkerNotStarted "
+    "WouldBlock other"
 )
 OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
