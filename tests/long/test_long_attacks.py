@@ -18,7 +18,7 @@ STRANGERS_TRIED = ("small_parts", "probes", "silent", "knocks", "forged", "many_
 HOLDERS_TRIED = ("equal_hashes", "empty_lists", "short_lists", "monitors", "hearsay", "broken")
 MAILBOX = {"empty_lists", "short_lists"}
 SMALL_FRAMES = {"probes"}
-"""libzmq keeps a frame of some bytes in ten times as many until it is read: 180 to 260 MB, also after 10 s."""
+"""libzmq keeps a frame of some bytes in ten times as many until it is read: up to 260 MB, also after 10 s."""
 
 
 @pytest.mark.deadline(60)
