@@ -46,7 +46,7 @@ async def story(seed: int) -> None:
             changed += await hostile_round(hostile, victim.name, rng)
             hostile = await cluster.restart(hostile)
         await cluster.crash(hostile)
-        while hostile.name in honest.list():  # noqa: ASYNC110  # what it has been asked until then is in doubt
+        while hostile.name in honest.list():  # what it has been asked until then is in doubt
             await asyncio.sleep(0.1)
         boxes = honest.entities.ref(Box, "boxes")
         for key in map(str, range(20)):
