@@ -30,6 +30,7 @@ from typing import Any
 from fleetlm import Entity, EntityRefs, FleetError, Node, NotDelivered, Pid, handler
 from fleetlm.runtime.info import DrainReport
 from fleetlm.testing import SimCluster
+from tests.sim.disturbed import Disturbed
 from tests.sim.seeded import ONE_PORT
 
 KEYS = [f"s{number}" for number in range(6)]
@@ -109,7 +110,7 @@ class Session(Entity):
         return self.names
 
 
-class World:
+class World(Disturbed):
     """One run of a seed.
 
     Args:
@@ -160,9 +161,6 @@ class World:
     async def wait(self, seconds: float) -> None:
         """Let some time pass."""
         await asyncio.sleep(seconds)
-
-    def nodes(self) -> list[Node]:
-        return list(self.cluster.nodes.values())
 
     def hosts(self) -> list[Node]:
         """The nodes that host sessions, without those that drain."""
@@ -235,24 +233,6 @@ class World:
 
     async def crash(self, node: Node) -> None:
         await self.cluster.crash(node)
-
-    def disturb(self, what: str, node: Node) -> None:
-        self.calm_down()
-        match what:
-            case "partition":
-                self.cluster.partition([node])
-            case "one way":
-                self.cluster.partition_one_way([node], [self.rng.choice(self.nodes())])
-            case "freeze":
-                self.cluster.freeze(node)
-            case "stall":
-                self.cluster.stall(node)
-
-    def calm_down(self) -> None:
-        self.cluster.heal()
-        for each in self.nodes():
-            self.cluster.thaw(each)
-            self.cluster.unstall(each)
 
     async def drain(self, node: Node) -> None:
         try:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from fleetlm import CronSlot, FleetError, Node, Process, Quorum
 from fleetlm.leaders.offering import Offering
 from fleetlm.testing import SimCluster
+from tests.sim.disturbed import Disturbed
 from tests.sim.seeded import ONE_PORT
 
 EXPECTED = 5
@@ -82,7 +83,7 @@ class Ledger:
                 run.goes_on = False
 
 
-class LeaderWorld:
+class LeaderWorld(Disturbed):
     """One run of a seed.
 
     Args:
@@ -153,9 +154,6 @@ class LeaderWorld:
 
         node.cron("tick", SLOT_S, tick, missed=rng.choice(["once", "skip"]), safety=self.safety, end_s=1.0)
 
-    def nodes(self) -> list[Node]:
-        return list(self.cluster.nodes.values())
-
     def home(self) -> Node:
         """A node that believes to have the cron job, or any."""
         nodes = self.nodes()
@@ -212,24 +210,6 @@ class LeaderWorld:
         await asyncio.sleep(0)
         self.ledger.gone(node)
         await crashing
-
-    def disturb(self, what: str, node: Node) -> None:
-        self.calm_down()
-        match what:
-            case "partition":
-                self.cluster.partition([node])
-            case "one way":
-                self.cluster.partition_one_way([node], [self.rng.choice(self.nodes())])
-            case "freeze":
-                self.cluster.freeze(node)
-            case "stall":
-                self.cluster.stall(node)
-
-    def calm_down(self) -> None:
-        self.cluster.heal()
-        for each in self.nodes():
-            self.cluster.thaw(each)
-            self.cluster.unstall(each)
 
     async def drain(self, node: Node) -> None:
         try:
