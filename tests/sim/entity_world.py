@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm import Entity, EntityRefs, FleetError, Node, NotDelivered, Pid, handler
+from fleetlm.entities.hosting import Hosting
 from fleetlm.runtime.info import DrainReport
 from fleetlm.testing import SimCluster
 from tests.sim.disturbed import Disturbed
@@ -66,6 +67,42 @@ class Ledger:
     """Key → nodes on which it lives."""
     twice: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    def check_outcomes(self, *, faults: bool) -> None:
+        """Look whether each append ran as its caller was told; ``faults``: whether calls may fail."""
+        for name, entry in self.appends.items():
+            told = f"append {name} to {entry.key}: ran {entry.ran}, came to {entry.outcome!r}"
+            assert len(entry.ran) <= 1, told
+            if isinstance(entry.outcome, NotDelivered):
+                assert not entry.ran, told
+            if type(entry.outcome) is int:
+                assert entry.ran, told
+            assert entry.outcome is not None, told
+            if not (faults or entry.was_left_behind):
+                assert not isinstance(entry.outcome, FleetError), told
+                assert entry.ran, told
+        for key, lives in self.lives.items():
+            last: dict[int, int] = {}
+            for pid, epoch in lives:
+                assert epoch >= last.get(pid.incarnation, 0), f"{key}: {lives}"
+                last[pid.incarnation] = epoch
+
+    def check_calm(self, final: dict[str, list[str]], unmoved: set[str]) -> None:
+        """Look at what must hold where nothing has failed.
+
+        Args:
+            final: what each session has in the end.
+            unmoved: what drains could not move, as they have reported it.
+        """
+        assert not self.twice, self.twice
+        for key, lives in self.lives.items():
+            for (pid, epoch), (later, later_epoch) in itertools.pairwise(lives):
+                moved = pid.node != later.node
+                grows = later_epoch > epoch if moved else later_epoch >= epoch
+                assert grows, f"{key}: {lives}"
+        for name, entry in self.appends.items():
+            if f"sessions/{entry.key}" not in unmoved and not entry.was_left_behind:
+                assert name in final[entry.key], f"append {name} to {entry.key} is lost"
 
 
 class Session(Entity):
@@ -273,29 +310,11 @@ class World(Disturbed):
     async def check(self) -> None:
         ledger = self.ledger
         assert not ledger.faults, ledger.faults
-        self.check_outcomes()
+        ledger.check_outcomes(faults=self.faults)
         await self.check_end()
         self.final = {key: await self.refs(self.nodes()[0])[key].call(Session.everything) for key in KEYS}
         if not self.faults:
-            self.check_calm()
-
-    def check_outcomes(self) -> None:
-        for name, entry in self.ledger.appends.items():
-            told = f"append {name} to {entry.key}: ran {entry.ran}, came to {entry.outcome!r}"
-            assert len(entry.ran) <= 1, told
-            if isinstance(entry.outcome, NotDelivered):
-                assert not entry.ran, told
-            if type(entry.outcome) is int:
-                assert entry.ran, told
-            assert entry.outcome is not None, told
-            if not (self.faults or entry.was_left_behind):
-                assert not isinstance(entry.outcome, FleetError), told
-                assert entry.ran, told
-        for key, lives in self.ledger.lives.items():
-            last: dict[int, int] = {}
-            for pid, epoch in lives:
-                assert epoch >= last.get(pid.incarnation, 0), f"{key}: {lives}"
-                last[pid.incarnation] = epoch
+            ledger.check_calm(self.final, {name for report in self.reports for name in report.unmoved})
 
     async def check_end(self) -> None:
         nodes, hosts = self.nodes(), self.hosts()
@@ -315,30 +334,22 @@ class World(Disturbed):
         for node in nodes:
             assert not node._parts.replicated_shards._waiting, node.name
             for hosting in node.entities._hostings():
-                handoff: Any = hosting.handoff
-                left = (handoff._moving, handoff._staged, handoff._tasks, handoff._sealed)
-                assert not any(left), left
-                assert hosting.kept_bytes == sum(
-                    len(key) + len(kept.packed or b"") + 64
-                    for each in hosting.kept.values()
-                    for key, kept in each.items()
-                )
-                own = hosting.table.own("sessions")
-                assert own is not None
-                assert hosting.kept.keys() | hosting.in_shard.keys() <= own.claims.keys()
+                check_nothing_is_left(hosting)
 
-    def check_calm(self) -> None:
-        ledger = self.ledger
-        assert not ledger.twice, ledger.twice
-        for key, lives in ledger.lives.items():
-            for (pid, epoch), (later, later_epoch) in itertools.pairwise(lives):
-                moved = pid.node != later.node
-                grows = later_epoch > epoch if moved else later_epoch >= epoch
-                assert grows, f"{key}: {lives}"
-        unmoved = {name for report in self.reports for name in report.unmoved}
-        for name, entry in ledger.appends.items():
-            if f"sessions/{entry.key}" not in unmoved and not entry.was_left_behind:
-                assert name in self.final[entry.key], f"append {name} to {entry.key} is lost"
+
+def check_nothing_is_left(hosting: Hosting) -> None:
+    """Look whether a host is at rest, and has nothing of shards that it does not own."""
+    handoff: Any = hosting.handoff
+    left = (handoff._moving, handoff._staged, handoff._tasks, handoff._sealed)
+    assert not any(left), left
+    assert hosting.kept_bytes == sum(
+        len(key) + len(kept.packed or b"") + 64
+        for each in hosting.kept.values()
+        for key, kept in each.items()
+    )
+    own = hosting.table.own(hosting.kind)
+    assert own is not None
+    assert hosting.kept.keys() | hosting.in_shard.keys() <= own.claims.keys()
 
 
 async def ignoring(work: Any) -> None:
