@@ -378,6 +378,10 @@ class Settings(Record):
     max_spawned: int = 65_536
     """Living processes of this node that one peer may have spawned: room for a session of each of its users,
     in 200 MiB. A further one is refused as not delivered."""
+    spawns_per_s: float = 2_000.0
+    """Processes that one peer may spawn on this node in a second, after five times as many at once. Further
+    ones wait for their turn, so that others go on: one costs as much as fifty messages. A caller that stops
+    waiting before that gets `CallTimeout`, as always."""
     max_timers: int = 10_000
     """Active timers of one process. One `Process.send_every` replaces many; more are a leak."""
     max_factories: int = 1_024
