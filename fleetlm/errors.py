@@ -404,7 +404,7 @@ class NotOwner(NotDelivered):
         target: the entity, as ``kind/key``.
         owner: the name of the node that owns it, as the node that refused knows; empty: none, or it is just
             being handed over.
-        epoch: of that ownership, or the highest one that the node that refused has heard of.
+        epoch: of that ownership, or the highest one that the node that refused has heard of; 0: of none.
     """
 
     def __init__(self, target: str, owner: str, epoch: int) -> None:
@@ -414,8 +414,13 @@ class NotOwner(NotDelivered):
         self.epoch = epoch
 
     def __str__(self) -> str:
-        where = f"{self.owner} owns it" if self.owner else "no node owns it now"
-        return f"the entity {self.target} did not get the request: {where} (epoch {self.epoch})"
+        failed = f"the entity {self.target} did not get the request"
+        if self.owner:
+            return f"{failed}: {self.owner} owns it (epoch {self.epoch})"
+        if self.epoch:
+            return f"{failed}: no node owns it now (epoch {self.epoch})"
+        kind = self.target.partition("/")[0]
+        return f"{failed}: no node has owned it so far; is there a connected node that hosts {kind!r}?"
 
 
 class NotLoaded(NotDelivered):

@@ -168,8 +168,11 @@ def check_process_name(name: str) -> str:
     """Return ``name`` unchanged if it is a valid name for a process.
 
     Raises:
-        InvalidName: the name is empty, longer than 255 characters, or not printable.
+        TypeError: it is no text.
+        InvalidName: it is empty, longer than 255 characters, or not printable.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__}")
     if not name or len(name) > MAX_PROCESS_NAME_LENGTH:
         raise InvalidName(name, f"a process name has 1 to {MAX_PROCESS_NAME_LENGTH} characters")
     if not name.isprintable():

@@ -111,6 +111,8 @@ class Node(OffersLeaders):
     """
 
     def __init__(self, prepared: Prepared) -> None:
+        if not isinstance(prepared, Prepared):
+            raise TypeError(f"a node is made by `async with {type(self).__name__}.start(settings)`")
         # A process holds the node, and the node spawns for its peers: both get the functions of this class.
         make_process = functools.partial(Process, self)
         parts = self._parts = Assembly(prepared, make_process, self.spawn, self._essential_ended)
@@ -332,6 +334,7 @@ class Node(OffersLeaders):
         await parts.transport.close()
         parts.events.close()
         parts.replication.close()
+        parts.remote_spawn.pace.close()
         parts.changes.announce()
         parts.user_functions.close()
         await asyncio.gather(self._threads.close(), parts.blocking.close())

@@ -116,13 +116,13 @@ class EntityRefs(Generic[A_co]):
             ValueError: it stays where it is; the text says why.
             NotDelivered, OutcomeUnknown: the owner could not be asked, or did not answer.
         """
-        if type(shard) is not int or not 0 <= shard < MAX_SHARDS:
-            raise ValueError(f"a shard is a number from 0 to {MAX_SHARDS - 1:,}")
-        owner = self._calls.shards.table.owner(self.kind, shard)
+        table = self._calls.shards.table
+        count = table.shards(self.kind) or MAX_SHARDS
+        if type(shard) is not int or not 0 <= shard < count:
+            raise ValueError(f"a shard of {self.kind!r} is a number from 0 to {count - 1:,}")
+        owner = table.owner(self.kind, shard)
         if owner is None:
-            raise NotOwner(
-                f"{self.kind}/(shard {shard})", "", self._calls.shards.table.seen(self.kind, shard)
-            )
+            raise NotOwner(f"{self.kind}/(shard {shard})", "", table.seen(self.kind, shard))
         if owner.pid.node == to:
             return
         why = await self._calls.sender.call(owner.pid, ["move", shard, to], timeout)

@@ -53,6 +53,7 @@ from fleetlm.processes.running import (
     Attached,
     ProcessFunction,
     RunningProcess,
+    check_awaitable,
     check_concrete,
     exit_reason,
     plain_class,
@@ -342,10 +343,9 @@ class LocalProcesses:
         if process._task is None:  # An eager task factory runs this within `spawn`.
             await asyncio.sleep(0)
         try:
-            if isinstance(function, type):
-                await function(*args)(process)
-            else:
-                await function(process, *args)
+            made = function(*args)(process) if isinstance(function, type) else function(process, *args)
+            check_awaitable(made, function)
+            await made
         except BaseException as error:
             if is_from_signal(error) or isinstance(error, GeneratorExit):
                 raise  # The program ends, or the loop has: nothing can be awaited any more.

@@ -13,6 +13,7 @@ from fleetlm import (
     Call,
     CallTimeout,
     NoConnection,
+    Node,
     NodeDown,
     NodeInfo,
     NodeLost,
@@ -31,6 +32,11 @@ from tests.sim.fleet import A, B, Fleet, collector, echo, simulated
 from tests.sim.invariants import LATE_S
 
 # Processes and names.
+
+
+def test_the_constructor_of_a_node_says_how_one_is_made() -> None:
+    with pytest.raises(TypeError, match=r"async with Node\.start\(settings\)"):
+        Node(Settings(node_ip="127.0.0.1"))  # type: ignore[arg-type]
 
 
 @simulated

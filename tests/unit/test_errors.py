@@ -86,6 +86,10 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NoFactory(NODE, "session"), f"{NODE} has no factory 'session'; register it on that node with node.fac"),
     (NotOwner("s/a", NODE, 7), f"the entity s/a did not get the request: {NODE} owns it (epoch 7)"),
     (NotOwner("s/a", "", 7), "the entity s/a did not get the request: no node owns it now (epoch 7)"),
+    (
+        NotOwner("s/a", "", 0),
+        "the entity s/a did not get the request: no node has owned it so far; is there a connected node",
+    ),
     (NotLoaded("s/a", "why"), "the entity s/a did not get the request: its state cannot be loaded: why"),
     (
         NotStored("s/a", "why"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -133,6 +134,12 @@ def test_process_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\x00", "\ud800", "\u200b"])
 def test_what_is_not_a_process_name(name: str) -> None:
     with pytest.raises(InvalidName):
+        check_process_name(name)
+
+
+@pytest.mark.parametrize("name", [5, b"a", None, ("a",)])
+def test_what_is_no_text_is_no_name(name: Any) -> None:
+    with pytest.raises(TypeError, match="a name is a str, not"):
         check_process_name(name)
 
 

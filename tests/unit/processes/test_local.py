@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -125,6 +126,27 @@ def test_a_crash_is_logged_and_frees_the_name(caplog: pytest.LogCaptureFixture) 
         run(main())
     assert "process crasher (" in caplog.text
     assert "ZeroDivisionError: by design" in caplog.text
+
+
+def test_a_function_that_cannot_be_awaited_crashes_with_what_to_write(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async def each(process: Process) -> AsyncIterator[int]:
+            yield 1
+
+        def job(process: Process) -> None:
+            """Do nothing."""
+
+        node = FakeNode()
+        for function in (each, job):
+            node.local.spawn(function, (), None)  # type: ignore[arg-type]
+        await turns()
+        assert node.local.info() == []
+
+    run(scenario())
+    for returned in ("each returned async_generator", "job returned NoneType"):
+        assert f"{returned}, which cannot be awaited: what a process runs is an `async def`" in caplog.text
 
 
 @virtual
