@@ -20,7 +20,9 @@ What must hold is what these modules say, and in each story:
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Callable, Coroutine
@@ -142,6 +144,11 @@ class Placed(BareNode):
 
     thawed_at = -1.0
     hosts_since = math.inf
+
+    def describe(self) -> str:
+        """Return its name and how it is."""
+        what = ("drains" * bool(self.step), "is frozen" * self.loop.is_frozen)
+        return " ".join([self.name, *filter(None, what)])
 
 
 class BareWorld:
@@ -442,11 +449,12 @@ class BareWorld:
         others = [each.name for each in self.nodes() if each is not node]
         match what:
             case "partition":
-                side = {node.name, *self.rng.sample(others, self.rng.randint(0, len(others) // 2))}
+                side = [node.name, *self.rng.sample(others, self.rng.randint(0, len(others) // 2))]
                 for one in side:
-                    for other in {*others, node.name} - side:
-                        self.network.cut(one, other)
-                        self.network.cut(other, one)
+                    for other in others:
+                        if other not in side:
+                            self.network.cut(one, other)
+                            self.network.cut(other, one)
             case "one way" if others:
                 self.network.cut(node.name, self.rng.choice(others))
             case "stall":  # It hears nothing, and is heard.
@@ -588,12 +596,49 @@ async def ignoring(work: Coroutine[Any, Any, Any]) -> None:
         return
 
 
+class _Trace(logging.Handler):
+    """Prints what the nodes log, with the true time."""
+
+    def __init__(self, world: BareWorld) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{self._world.times.now:9.3f}   {record.getMessage()}")
+
+
+def main() -> None:
+    """Play one seed and print its course."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("safety", choices=["available", "quorum"])
+    parser.add_argument("--calm", action="store_true", help="without faults")
+    options = parser.parse_args()
+    world = BareWorld(options.seed, options.safety, faults=not options.calm)
+    change = world.change
+
+    def traced(what: str) -> None:
+        print(f"{world.times.now:9.3f} {what} {[each.describe() for each in world.nodes()]}")
+        change(what)
+
+    vars(world)["change"] = traced
+    log = logging.getLogger("fleetlm")
+    log.setLevel(logging.INFO)
+    log.handlers, log.propagate = [_Trace(world)], False
+    world.play()
+    print(f"{world.times.now:9.3f} all that must hold holds")
+
+
 def play(seed: int, safety: Literal["available", "quorum"], *, faults: bool) -> BareWorld:
     """Play one seed. Raises: AssertionError: something did not hold that must."""
     world = BareWorld(seed, safety, faults=faults)
     try:
         world.play()
     except AssertionError as error:
-        error.add_note(f"replay: bare_world.play({seed}, {safety!r}, faults={faults})")
+        error.add_note(f"replay: python -m tests.sim.bare_world {seed} {safety}{'' if faults else ' --calm'}")
         raise
     return world
+
+
+if __name__ == "__main__":
+    main()

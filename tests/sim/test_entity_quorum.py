@@ -190,9 +190,9 @@ async def story(seed: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 60, 2), 1))
+@pytest.mark.parametrize("first", most_are_long(range(40), 1))
 def test_no_entity_lives_twice_at_any_instant_whatever_fails(first: int) -> None:
-    run_stories(story, range(first, first + 2))
+    run_stories(story, [first])
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 3_000, 200), 1))
