@@ -36,7 +36,15 @@ from tests.sim import leader_world
 from tests.sim.bare_loops import NodeLoop, TrueTime
 from tests.sim.bare_network import Network
 from tests.sim.bare_node import BareNode
-from tests.sim.entity_world import CALM, STORMY, Append, Ledger, Session, check_nothing_is_left
+from tests.sim.entity_world import (
+    CALM,
+    STORMY,
+    Append,
+    Ledger,
+    Session,
+    check_nothing_is_left,
+    is_at_rest,
+)  # fmt: skip
 
 EXPECTED = 5
 KEYS = [f"s{number}" for number in range(5)]
@@ -407,18 +415,10 @@ class BareWorld:
 
     def is_quiet(self) -> bool:
         """Whether all nodes agree, each host has its share, and nothing moves."""
-        nodes, hosts = self.nodes(), self.hosts()
-        if not (self.is_meshed() and hosts and all(task.done() for _, task in self.tasks)):
+        if not (self.is_meshed() and all(task.done() for _, task in self.tasks)):
             return False
-        owners = self.owners()
-        if len(owners) < self.shards or any(self.refs(node).shards() != owners for node in nodes):
-            return False
-        counts = [sum(owner == host.name for owner in owners.values()) for host in hosts]
-        return max(counts) - min(counts) <= 1 and all(
-            not host.handoff.moving and all(seat.is_idle for seat in host.seats.values())
-            for node in nodes
-            for host in node.entities._hostings()
-        )
+        owners = [self.refs(node).shards() for node in self.nodes()]
+        return is_at_rest(self.nodes(), self.hosts(), owners, self.shards)
 
     def stop(self, node: BareNode) -> None:
         """Drain a node and stop it, as a program does that is told to end."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ from tests.sim.seeded import ONE_PORT
 KEYS = [f"s{number}" for number in range(6)]
 SHARDS = 8
 LONG_S = 120.0
+REST_S = 90.0
+"""Seconds in which all come to rest: a shard that could not be balanced is tried again within a minute."""
 CALM, STORMY = ("join", "drain", "restart", "move"), (
     "partition", "one way", "freeze", "stall", "crash",
 )  # fmt: skip
@@ -305,7 +308,19 @@ class World(Disturbed):
         for node in self.nodes():
             node.undrain()
         await self.cluster.mesh(timeout=300)
-        await asyncio.sleep(80)  # A shard that could not be balanced is tried again within a minute.
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Wait until all nodes agree and nothing moves, but not for ever: `check` says what is wrong then."""
+        until = self.cluster.loop.time() + REST_S
+        await asyncio.sleep(3)
+        while self.cluster.loop.time() < until and not self.is_at_rest():
+            await asyncio.sleep(1)
+
+    def is_at_rest(self) -> bool:
+        """See `is_at_rest`."""
+        owners = [self.refs(node).shards() for node in self.nodes()]
+        return is_at_rest(self.nodes(), self.hosts(), owners, SHARDS)
 
     async def check(self) -> None:
         ledger = self.ledger
@@ -320,11 +335,10 @@ class World(Disturbed):
         nodes, hosts = self.nodes(), self.hosts()
         owners = self.refs(nodes[0]).shards()
         assert sorted(owners) == list(range(SHARDS)), owners
-        most = -(-SHARDS // len(hosts))
         for node in nodes:
             assert self.refs(node).shards() == owners, node.name
-        for host in hosts:
-            assert sum(owner == host.name for owner in owners.values()) <= most, owners
+        counts = [sum(owner == host.name for owner in owners.values()) for host in hosts]
+        assert max(counts) - min(counts) <= 1, owners
         for key in KEYS:
             first = len(await self.refs(nodes[0])[key].call(Session.everything))
             for number, node in enumerate(nodes, 1):
@@ -335,6 +349,29 @@ class World(Disturbed):
             assert not node._parts.replicated_shards._waiting, node.name
             for hosting in node.entities._hostings():
                 check_nothing_is_left(hosting)
+
+
+def is_at_rest(nodes: Sequence[Any], hosts: Sequence[Any], owners: list[dict[int, str]], shards: int) -> bool:
+    """Whether all agree, each host has its share, nothing moves, and no entity has work.
+
+    Args:
+        nodes: all nodes.
+        hosts: those that have shards.
+        owners: who owns each shard, as each node sees it.
+        shards: how many there are.
+    """
+    if not hosts or len(owners[0]) < shards or any(each != owners[0] for each in owners):
+        return False
+    counts = [sum(owner == host.name for owner in owners[0].values()) for host in hosts]
+    return (
+        sum(counts) == shards
+        and max(counts) - min(counts) <= 1
+        and all(
+            not host.handoff.moving and all(seat.is_idle for seat in host.seats.values())
+            for node in nodes
+            for host in node.entities._hostings()
+        )
+    )
 
 
 def check_nothing_is_left(hosting: Hosting) -> None:
