@@ -14,7 +14,7 @@ What must hold is what these modules say, and in each story:
   while another one lives on a node that runs; with a quorum, after each event no shard is served by two
   nodes, each judged by its own clock.
 * Without faults: a node that joins a quiet cluster gets at most its share of the shards, and nothing else
-  moves; when one leaves, or dies, nothing moves but what it had.
+  moves; when one leaves, nothing moves but what it had.
 * In the end all agree, and nothing is left over.
 """
 
@@ -574,6 +574,9 @@ class BareWorld:
         self.check_now()
         for node in nodes:
             assert not node.shards._waiting, node.name
+            if not self.has_quorum:  # Else there are beats at each time.
+                left = [node.requests._here, *(end.asked or end.serving for end in node.sessions.values())]
+                assert not any(left), (node.name, left)
             for host in node.entities._hostings():
                 check_nothing_is_left(host)
         if not self.faults:
