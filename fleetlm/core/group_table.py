@@ -278,8 +278,7 @@ class GroupTable:
         node = said.node
         for number in one_by_one(said.groups_of):
             for group, times in said.groups_of.pop(number).items():
-                if self._leaving.get(node) is said:
-                    self._purged(group)
+                self._purged(group)
                 for _ in range(times):
                     yield Left(group, said.pid(number), "noconnection")
         if self._leaving.get(node) is said:
