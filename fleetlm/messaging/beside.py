@@ -24,7 +24,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.messaging.windows import LIGHT_BYTES, UNITS_FIELD_BYTES, check_units
+from fleetlm.messaging.windows import LEAST_WEIGHED_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.wire import operations
 from fleetlm.wire.extensions import BadData
@@ -111,7 +111,7 @@ def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadData(f"a batch of {len(messages):,} messages")
         try:
-            check_units(messages, Scale().weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES), limit)
+            check_units(messages, Scale().weights(body, LEAST_WEIGHED_BYTES), limit)
         except ValueError as error:
             raise BadData(str(error)) from None
     return messages, decoder.failures

@@ -48,7 +48,12 @@ from fleetlm.messaging.beside import (
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
+from fleetlm.messaging.windows import (
+    LEAST_WEIGHED_BYTES,
+    LEAST_WEIGHED_VALUES,
+    UNIT_BYTES,
+    check_units,
+)
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
@@ -278,7 +283,7 @@ class Inbound:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadFrame(f"a batch of {len(messages):,} messages")
-        if len(body) >= LIGHT_BYTES:
+        if self._codec.values >= LEAST_WEIGHED_VALUES or len(body) >= UNIT_BYTES:
             self._check_units(session, messages, body)
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
@@ -287,8 +292,8 @@ class Inbound:
     def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
         """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
         weight = len(body) + VALUE_BYTES * self._codec.values  # Roughly.
-        if weight >= UNIT_BYTES and session.byte_window.draw(CHECK_BITS) < weight:
-            weights = self._scale.weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES)
+        if session.byte_window.draw(CHECK_BITS) < weight:
+            weights = self._scale.weights(body, LEAST_WEIGHED_BYTES)
             try:
                 check_units(messages, weights, session.arrivals.limit)
             except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import tracemalloc
 from collections.abc import Callable
@@ -13,9 +12,18 @@ import pytest
 
 from fleetlm.errors import WouldBlock
 from fleetlm.messaging.inbound import CHECK_BITS
-from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units, units
+from fleetlm.messaging.windows import (
+    LEAST_WEIGHED_BYTES,
+    LEAST_WEIGHED_VALUES,
+    UNIT_BYTES,
+    UNITS_FIELD_BYTES,
+    check_units,
+    units,
+)
 from fleetlm.wire import operations
+from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.weights import CONTAINER_BYTES, VALUE_BYTES
 from tests.support.session_fakes import Pair, Side, virtual
 from tests.unit.messaging.test_outbound import Rig as Sending
 
@@ -23,6 +31,8 @@ LARGE = b"x" * 60_000
 LISTS: list[Any] = [[] for _ in range(800)]
 """Has 803 bytes and weighs more than 100,000."""
 LIMIT = 4_096
+LIST_BYTES = CONTAINER_BYTES + VALUE_BYTES
+"""What an empty list in another one weighs, beside its byte."""
 
 
 def batch(side: Side, *messages: Any) -> bytes:
@@ -107,7 +117,7 @@ def test_who_counts_too_little_for_a_message_in_chunks_is_found_out(count: int) 
         side = Pair().there
         box = side.box("box")
         message = operations.one_way("box", [[]] * 300 + [b"x" * count])
-        honest = units(count + 300 * 128, LIMIT)
+        honest = units(count + 301 * LIST_BYTES + 310, LIMIT)
         receive_chunk(side, message, honest)
         assert len(box.queue) == 1
         with pytest.raises((BadFrame, ValueError), match=f"counts as {honest - 3}"):
@@ -123,9 +133,10 @@ def test_honest_heavy_messages_pass() -> None:
         side = Pair().there
         box = side.box("box")
         receive(side, operations.heavy("box", LARGE, units(60_010, LIMIT)), operations.one_way("box", "x"))
-        receive(side, operations.heavy("box", LISTS, units(803 + 96 + 800 * 128, LIMIT)))
-        receive(side, *[operations.one_way("box", [[]] * 200)] * 100)
-        assert [*box.queue][:3] == [LARGE, "x", LISTS], "short messages count 1, whatever they hold"
+        receive(side, operations.heavy("box", LISTS, units(803 + CONTAINER_BYTES + 800 * LIST_BYTES, LIMIT)))
+        few = [[]] * (UNIT_BYTES // LIST_BYTES - 6)
+        receive(side, *[operations.one_way("box", few)] * 100)
+        assert [*box.queue][:4] == [LARGE, "x", LISTS, few]
 
     main()
 
@@ -144,12 +155,15 @@ def test_the_heavier_a_batch_is_the_more_often_it_is_weighed_and_a_light_one_nev
 
         side.session.byte_window.draw = draw
         receive(side, *[operations.one_way("box", b"x" * 100)] * 50)
-        receive(side, operations.one_way("box", [1.5] * 350))
+        receive(side, operations.one_way("box", [1.5] * 30))
         assert not asked
+        receive(side, operations.one_way("box", [[]] * 50))
+        assert asked == [CHECK_BITS], "it may weigh much, for all that its bytes say"
+        asked.clear()
         drawn = len(LARGE) + UNIT_BYTES
         receive(side, operations.one_way("box", LARGE))
         assert asked == [CHECK_BITS]
-        assert len(box.queue) == 52, "this one was not weighed"
+        assert len(box.queue) == 53, "this one was not weighed"
         drawn = len(LARGE)
         with pytest.raises(BadFrame):
             receive(side, operations.one_way("box", LARGE))
@@ -207,18 +221,36 @@ def test_a_mailbox_full_of_the_worst_values_takes_the_memory_that_is_promised(va
     main()
 
 
-def test_a_short_message_counts_one_whatever_it_holds() -> None:
+def test_a_short_message_of_many_lists_counts_what_they_cost_the_collector() -> None:
+    """4,096 messages of 230 lists would make it stop the loop for a tenth of a second, again and again."""
+
     @virtual
     async def main() -> None:
         rig = Sending()
-        rig.pair.there.box("slow")
-        value = [[] for _ in range(LIGHT_BYTES - 20)]
-        for number in range(1, 4):
-            rig.outbound.send_nowait(("slow", rig.session.name), value)
-            assert rig.session.held["slow"] == number
-        await asyncio.sleep(0)
+        limit = rig.session.held_limit
+        box = rig.pair.there.box("slow")
+        value = [[] for _ in range(230)]
+        with pytest.raises(WouldBlock):
+            fill(rig, value)
+        await rig.settle()
+        assert 0.9 * limit < 231 * len(box.queue) * LIST_BYTES / UNIT_BYTES < 1.1 * limit + 5
 
     main()
+
+
+@pytest.mark.parametrize("value", [[[]], [()], [{}], {1: []}, [[[[]]]]], ids=str)
+def test_what_is_not_weighed_weighs_little(value: Any) -> None:
+    """The bounds from which messages and batches are weighed, for all kinds of containers."""
+    codec, many = Codec(), value
+    while True:
+        packed = codec.pack_whole(["b", many], many)
+        decoder = Codec()
+        decoder.unpack_batch(b"\x91" + packed)
+        if len(packed) + codec.extra_bytes >= UNIT_BYTES:
+            break
+        many = {**many, len(many) + 1: []} if type(many) is dict else many + value
+    assert len(packed) >= LEAST_WEIGHED_BYTES
+    assert decoder.values >= LEAST_WEIGHED_VALUES
 
 
 def note_what_goes_beside(side: Side) -> list[Any]:
