@@ -39,6 +39,7 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
     BATCH_ON_LOOP_BYTES,
+    MOST_STEPS_ON_LOOP,
     NO_COLLECTION,
     Unpacked,
     is_much,
@@ -59,6 +60,7 @@ from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
+from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
 from fleetlm.wire.invocation import Invoke
@@ -223,7 +225,12 @@ class Inbound:
                 session.byte_credit.took(len(frame))
                 self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
                 return None
-            messages = self._read_batch(session, body)
+            try:
+                messages = self._read_batch(session, body)
+            except TooManySteps:
+                session.byte_credit.took(len(frame))
+                self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
+                return None
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
             whole = self._take_chunk(session, body, tail)
@@ -275,10 +282,10 @@ class Inbound:
         failures = self._codec.failures
         try:
             if len(body) <= COLLECTED_BYTES:
-                messages = self._codec.unpack_batch(body)
+                messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
                 with NO_COLLECTION:
-                    messages = self._codec.unpack_batch(body)
+                    messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from fleetlm.errors import WouldBlock
+from fleetlm.messaging.beside import BATCH_ON_LOOP_BYTES
 from fleetlm.messaging.inbound import CHECK_BITS
 from fleetlm.messaging.windows import (
     LEAST_WEIGHED_BYTES,
@@ -261,7 +262,7 @@ def note_what_goes_beside(side: Side) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("count", "is_beside"), [(60_000, False), (70_000, True), (200_000, True)], ids=lambda count: f"{count:,}"
+    ("count", "is_beside"), [(16_000, False), (17_000, True), (200_000, True)], ids=lambda count: f"{count:,}"
 )
 def test_a_message_of_many_values_in_chunks_is_unpacked_and_weighed_beside_the_loop(
     count: int, is_beside: bool
@@ -272,6 +273,47 @@ def test_a_message_of_many_values_in_chunks_is_unpacked_and_weighed_beside_the_l
         box, beside = side.box("box"), note_what_goes_beside(side)
         receive_chunk(side, operations.one_way("box", [[]] * count), LIMIT)
         assert (len(beside), len(box.queue)) == ((1, 0) if is_beside else (0, 1))
+
+    main()
+
+
+def frame_of(side: Side, messages: list[Any]) -> bytes:
+    incoming = side.session.incoming
+    return header(Kind.BATCH, incoming.epoch, incoming.seq) + side.codec.pack_value(messages)
+
+
+@pytest.mark.parametrize("in_each", [1, 50])
+@pytest.mark.parametrize(
+    "item", [set(), (), dict.fromkeys(range(40))], ids=["sets", "tuples", "numbers as keys"]
+)
+def test_a_batch_that_takes_long_is_unpacked_beside_the_loop(item: Any, in_each: int) -> None:
+    """Its size is that of an honest batch."""
+
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box, beside = side.box("box"), note_what_goes_beside(side)
+        count = 2_100 if type(item) is not dict else 150
+        sent = [operations.heavy("box", [item] * (count // in_each), 100 // in_each) for _ in range(in_each)]
+        frame = frame_of(side, sent)
+        assert len(frame) < BATCH_ON_LOOP_BYTES
+        side.receive([frame])
+        assert (len(beside), len(box.queue)) == (1, 0)
+        assert beside[0]() == (sent, 0)
+        receive(side, operations.one_way("box", "what comes next is unpacked on the loop"))
+        assert len(box.queue) == 1
+
+    main()
+
+
+def test_batches_of_small_messages_are_unpacked_on_the_loop() -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box, beside = side.box("box"), note_what_goes_beside(side)
+        receive(side, *[operations.one_way("box", {"a": [1, 2], "b": {"c": None}})] * 3_000)
+        side.receive([frame_of(side, [["box", (number, ())] for number in range(1_024)])])
+        assert (len(beside), len(box.queue)) == (0, 4_024)
 
     main()
 
