@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +28,14 @@ UP_S = 20.0
 LEAVE_S = 30.0
 """Seconds until a node has left: longer than its drain."""
 LOOK_S = 0.02
+STORE = "sessions.db"
+"""The SQLite database of a fleet that has one, in its folder."""
+WRITE_LOCK = 120
+"""The byte of SQLite's file ``-shm`` that the writer has locked; see its "WAL-mode File Format"."""
+FLOCK = "hhqqi"
+"""The lock of a part of a file, as Linux has it: type, from where, first byte, bytes, process."""
+LOG_CHARS = 4_000
+"""Of the log of each program in a complaint."""
 
 
 class EntityFleet:
@@ -98,6 +109,28 @@ class EntityFleet:
         """Send a signal to a node."""
         self.programs[number].send_signal(what)
 
+    def freeze(self, number: int) -> float:
+        """Stop a node as it stands, until `thaw`. Returns when, on the monotonic clock.
+
+        Not in the middle of a write to SQLite, whose lock would keep all others from writing.
+        """
+        program, held = self.programs[number], self.folder / f"{STORE}-shm"
+        until = time.monotonic() + stretched(UP_S)
+        while time.monotonic() < until:
+            frozen_at = time.monotonic()
+            program.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, program.pid, os.WSTOPPED)
+            if not held.exists() or writer_of(held) != program.pid:
+                return frozen_at
+            self.thaw(number)
+            time.sleep(LOOK_S)
+        raise AssertionError(f"{self.fleet.name(number)} always writes")
+
+    def thaw(self, number: int) -> float:
+        """Let a node go on. Returns when, on the monotonic clock."""
+        self.programs[number].send_signal(signal.SIGCONT)
+        return time.monotonic()
+
     def restart(self, number: int) -> int:
         """Stop a node as an orchestrator does, start it again, and wait for it. Returns the exit code.
 
@@ -130,12 +163,31 @@ class EntityFleet:
         while not holds():
             ended = [number for number, program in self.programs.items() if program.poll() is not None]
             if ended or time.monotonic() > until:
-                logs = "\n".join(
-                    (self.folder / f"{number}.log").read_text()[-2_000:] for number in self.nodes
-                )
-                wrong = "\n".join(self.account().complaints())
-                raise AssertionError(f"{complaint}; programs that have ended: {ended}\n{wrong}\n{logs}")
+                raise AssertionError(f"{complaint}\n{self._findings()}")
             time.sleep(every_s)
+
+    def _findings(self) -> str:
+        """Return what a reader needs to find the cause; what the programs that ended have said comes last.
+
+        A report of a test run may have lost all but the end of a long message.
+        """
+        codes = {number: program.poll() for number, program in self.programs.items()}
+        last = sorted(self.nodes, key=lambda number: (codes[number] is not None, number))
+        parts = self.account().complaints()
+        for number in last:
+            code = codes[number]
+            state = "runs" if code is None else f"has ended with the exit code {code}"
+            log = (self.folder / f"{number}.log").read_text(errors="replace")
+            parts.append(f"--- {self.fleet.name(number)} {state}; the end of its log:\n{log[-LOG_CHARS:]}")
+        return "\n".join(parts)
 
     def _signed(self, suffix: str) -> int:
         return len([*self.folder.glob(f"*{suffix}")])
+
+
+def writer_of(shared: Path) -> int:
+    """Return the process that writes to a SQLite database just now, by its file ``-shm``; 0: none."""
+    with shared.open("rb") as file:
+        asked = struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, WRITE_LOCK, 1, 0)
+        kind, *_, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
