@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
+FENCED = "fenced"
+"""The exit reason of a run whose node does not own the singleton any more."""
 KILL_S = 1.0
 """Seconds that a killed run has to end."""
 LOOK_S = 0.1
@@ -85,7 +87,7 @@ class Leader(Entity):
         plan, family = self._offering.plan, self._offering.family
         if plan.memory is not None:
             plan.memory.load(state)
-        family.kill("fenced")
+        family.kill(FENCED)
         self.send_after(max(0.0, self._offering.restarts.next_at - self._now()), _Begin())
 
     async def save(self) -> Any:
@@ -108,17 +110,19 @@ class Leader(Entity):
     async def terminate(self, reason: Any) -> None:
         """End the run, since this node offers the singleton no more, or stops."""
         family = self._offering.family
-        if reason != "fenced" and self._pid is not None:
+        if reason != FENCED and self._pid is not None:
             self.node.exit(self._pid, "shutdown")
             await family.ended(self.node.settings.terminate_s * TERMINATE_SHARE)
-        family.kill("fenced" if reason == "fenced" else "killed")
+        family.kill(FENCED if reason == FENCED else "killed")
 
     async def handle_info(self, message: Any) -> None:
         """Begin a run, or note that one has ended."""
         if type(message) is _Begin:
             await self._begin()
         elif type(message) is Down and message.ref == self._ref:
-            self._ended(message.reason)
+            self._pid = None
+            if message.reason != FENCED:  # Else this entity ends, too.
+                self._ended(message.reason)
         else:
             await super().handle_info(message)
 
@@ -162,7 +166,6 @@ class Leader(Entity):
     def _ended(self, reason: Any) -> None:
         """Begin the next run after a pause."""
         name, restarts, now = self._offering.plan.name, self._offering.restarts, self._now()
-        self._pid = None
         has_failed_too_often = restarts.ended(now, reason)
         pause_s = restarts.next_at - now
         log.warning("the singleton %s has ended (%s) and begins anew in %g s", name, text_of(reason), pause_s)

@@ -24,7 +24,7 @@ from fleetlm.entities.host_parts import HostOptions, Moves
 from fleetlm.entities.hosting import Hosting
 from fleetlm.entities.majority import Majority
 from fleetlm.errors import FleetError, NotOwner
-from fleetlm.leaders.leader import KILL_S, Leader
+from fleetlm.leaders.leader import FENCED, KILL_S, Leader
 from fleetlm.leaders.plan import KEY, SHARD, Plan
 from fleetlm.wire.invocation import to_host
 
@@ -108,12 +108,12 @@ class Offering(Hosting):
     def lost(self, lost: Lost) -> None:
         """See `Hosting`; the run ends at once."""
         if not self.handoff.is_done_by(lost):
-            self.family.kill("fenced")
+            self.family.kill(FENCED)
         super().lost(lost)
 
     def _kill(self, seats: list[Seat]) -> None:
         """See `Hosting`; the run ends at once, whatever it does."""
-        self.family.kill("fenced")
+        self.family.kill(FENCED)
         super()._kill(seats)
 
     def gone(self) -> None:
