@@ -147,6 +147,7 @@ class Inbound:
 
     Attributes:
         unpack_beside: calls a function beside the loop, and then `take_unpacked` with its result.
+        pause_s: seconds for which the rest of the node comes first after a turn, if it has work to do.
         still_served: numbers of processes that get new work while this node drains, since they refuse by
             themselves what they do not take.
         undelivered: one-way messages for which there was no process.
@@ -172,6 +173,7 @@ class Inbound:
         self._max_open_calls = max_open_calls
         self.unpack_beside: Callable[[Session, Callable[[], Unpacked]], None] = _never
         self._turn_s = turn_s
+        self.pause_s: float = 0.0 if turn_s == math.inf else turn_s
         self._taps = Taps() if taps is None else taps
         self._until = math.inf
         """When the turn is over, on the clock of the system."""

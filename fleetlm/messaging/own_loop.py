@@ -14,6 +14,11 @@ threads says the same. `home_of` returns where to read that thread; callers comp
 
     if self._home._thread_id != get_ident():
         check_loop(self._loop, "send")
+
+uvloop does not show its thread. What a node remembers of its start would be wrong when a program moves its
+loop to another thread. But the thread cannot change within a turn, so the `Flusher`, which runs at the end of
+each turn in which messages are sent, lets `HiddenHome` note it until then. A loop that is stopped in the
+middle of such a turn keeps the note until it runs again; until then a call on that thread is not refused.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import asyncio
 import threading
 from asyncio import _get_running_loop
 from typing import Protocol, cast
+from weakref import WeakValueDictionary
 
 
 class Home(Protocol):
@@ -30,15 +36,46 @@ class Home(Protocol):
     _thread_id: int | None
 
 
-class _Unknown:
-    """The home of a loop that does not show its thread, such as uvloop's: each check asks asyncio."""
+class HiddenHome:
+    """The home of a loop that does not show its thread: known in a turn in which messages are sent.
 
-    _thread_id: int | None = None
+    Args:
+        loop: is kept alive, so that no other loop gets its ``id``.
+    """
+
+    __slots__ = ("__weakref__", "_thread_id", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: asyncio.AbstractEventLoop = loop
+        self._thread_id: int | None = None
+
+    def note(self) -> None:
+        """Note the thread that runs this loop, if this code runs on the loop."""
+        if _get_running_loop() is self.loop:
+            self._thread_id = threading.get_ident()
+
+    def forget(self) -> None:
+        """Forget it, at the end of the turn."""
+        self._thread_id = None
+
+
+_hidden: WeakValueDictionary[int, HiddenHome] = WeakValueDictionary()
+"""By the ``id`` of the loop: all nodes on a loop share its home."""
 
 
 def home_of(loop: asyncio.AbstractEventLoop) -> Home:
     """Return what says in ``_thread_id`` which thread runs this loop; None: none does, or it is not known."""
-    return cast("Home", loop) if hasattr(loop, "_thread_id") else _Unknown()
+    return hidden_home_of(loop) or cast("Home", loop)
+
+
+def hidden_home_of(loop: asyncio.AbstractEventLoop) -> HiddenHome | None:
+    """Return the home of a loop that does not show its thread; None for any other loop."""
+    if hasattr(loop, "_thread_id"):
+        return None
+    home = _hidden.get(id(loop))
+    if home is None:
+        home = _hidden[id(loop)] = HiddenHome(loop)
+    return home
 
 
 def check_loop(loop: asyncio.AbstractEventLoop, what: str) -> None:

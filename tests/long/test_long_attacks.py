@@ -44,13 +44,15 @@ def test_an_attack_costs_the_honest_peer_no_call_and_no_connection(name: str, co
 
 def test_the_table_tells_which_attacks_cost_more_than_three_times_as_much() -> None:
     def phase(p99_ms: float) -> Phase:
-        return Phase(1.0, p99_ms, 9.0, 100, 0, 0, 0.1, 40.0, 33, 5.0, 1)
+        return Phase(1.0, p99_ms, 9.0, 100, 0, 0, 0.1, 40.0, 33, 5.0, 2.0, 1.0, 1)
 
     outcomes = [
-        Outcome(name, phase(2.0), phase(p99_ms), True, "-") for name, p99_ms in [("a", 3.0), ("b", 9.0)]
+        Outcome(name, phase(2.0), phase(p99_ms), True, "-")
+        for name, p99_ms in [("a", 3.0), ("b", 9.0), ("busy", 20.0)]
     ]
     assert summary(outcomes) == (
-        "quiet p99 2.00 ms (median of all); under attack at most 4.5 times as much; beyond 3 times: b 4.5"
+        "quiet p99 2.00 ms (median of all); under attack at most 4.5 times as much; beyond 3 times: b 4.5; "
+        "busy, no attack: 10.0"
     )
     assert "2.00 →    9.00   4.5" in row(outcomes[1])
 

@@ -384,6 +384,18 @@ def clusters(target: Target) -> Attack:
     )
 
 
+def busy(target: Target) -> Attack:
+    """No attack: use up one core, as an attacker may. Shows what the machine adds to the times of others."""
+    yield
+    rounds = 0
+    while not target.is_over:
+        sum(range(10_000))
+        rounds += 1
+    return f"no attack: {rounds:,} rounds of a loop"
+
+
+CONTROLS: Final[tuple[Begin, ...]] = (busy,)
+"""What says nothing to the victim, and is measured like an attack."""
 STRANGERS: Final[tuple[Begin, ...]] = (
     *(parts, small_parts, empty_parts, tiny, empty, probes, empty_crowd, probe_crowd, large, heartbeats),
     *(silent, knocks, false_keys, garbage, forged, names, many_names, clusters),
