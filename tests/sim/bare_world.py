@@ -288,7 +288,7 @@ class BareWorld:
                 finally:
                     run.goes_on = False
 
-        node.singletons._offer("boss", boss, (), self.safety, 3.0, 2.0, (0.1, 1.0))
+        node.singletons._offer("boss", boss, (), self.safety, 3.0, 2.0, (3, 60.0, (0.1, 1.0)))
 
     def run(self, node: BareNode, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something on a node."""

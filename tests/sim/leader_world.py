@@ -265,4 +265,4 @@ class LeaderWorld(Disturbed):
 
 def offering(node: Node) -> Offering | None:
     """Return the singleton as a node offers it, or None."""
-    return node.singletons._offered.get("boss")
+    return node.singletons._offering("boss")
