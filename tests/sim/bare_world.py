@@ -258,15 +258,17 @@ class BareWorld:
     def host(self, node: Placed) -> None:
         """Have a node host the sessions, and offer the singleton."""
         node.hosts_since = self.times.now
-        self.run(
-            node,
-            node.entities.host(
-                Watched, "sessions", args=(self.ledger,), shards=self.shards, idle_s=self.idle_s,
-                handoff_s=5, settle_s=2.0, rebalance_s=2.0, safety=self.safety,
-            ),
-        )  # fmt: skip
+        self.run(node, node.entities.host(Watched, "sessions", **self.how(node)))
         if self.has_boss:
             node.loop.within(lambda: self.offer(node))
+
+    def how(self, node: BareNode) -> dict[str, Any]:
+        """How a node hosts the sessions: the arguments of `Entities.host`."""
+        del node
+        return {
+            "args": (self.ledger,), "shards": self.shards, "idle_s": self.idle_s, "handoff_s": 5,
+            "settle_s": 2.0, "rebalance_s": 2.0, "safety": self.safety,
+        }  # fmt: skip
 
     def offer(self, node: BareNode) -> None:
         """Offer the singleton on a node."""
@@ -610,14 +612,14 @@ class _Trace(logging.Handler):
         print(f"{self._world.times.now:9.3f}   {record.getMessage()}")
 
 
-def main() -> None:
+def main(kind: type[BareWorld]) -> None:
     """Play one seed and print its course."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=kind.__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("safety", choices=["available", "quorum"])
     parser.add_argument("--calm", action="store_true", help="without faults")
     options = parser.parse_args()
-    world = BareWorld(options.seed, options.safety, faults=not options.calm)
+    world = kind(options.seed, options.safety, faults=not options.calm)
     change = world.change
 
     def traced(what: str) -> None:
@@ -632,16 +634,20 @@ def main() -> None:
     print(f"{world.times.now:9.3f} all that must hold holds")
 
 
-def play(seed: int, safety: Literal["available", "quorum"], *, faults: bool) -> BareWorld:
+def play(
+    seed: int, safety: Literal["available", "quorum"], *, faults: bool, kind: type[BareWorld] | None = None
+) -> BareWorld:
     """Play one seed. Raises: AssertionError: something did not hold that must."""
-    world = BareWorld(seed, safety, faults=faults)
+    world = (kind or BareWorld)(seed, safety, faults=faults)
     try:
         world.play()
     except AssertionError as error:
-        error.add_note(f"replay: python -m tests.sim.bare_world {seed} {safety}{'' if faults else ' --calm'}")
+        error.add_note(
+            f"replay: python -m {type(world).__module__} {seed} {safety}{'' if faults else ' --calm'}"
+        )
         raise
     return world
 
 
 if __name__ == "__main__":
-    main()
+    main(BareWorld)
