@@ -32,6 +32,7 @@ from fleetlm import FleetError, Process, Quorum, handler
 from fleetlm.entities import hosting
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.hosting import Hosting
+from fleetlm.leaders.plan import kind_of
 from tests.sim import leader_world
 from tests.sim.bare_loops import NodeLoop, TrueTime
 from tests.sim.bare_network import Network
@@ -51,6 +52,7 @@ KEYS = [f"s{number}" for number in range(5)]
 LONG_S = 120.0
 WALL_MS = 1_700_000_000_000
 SPEED = (0.96, 1.04)
+BOSS = kind_of("boss")
 END_S = 180.0
 """Seconds for everything to end and to agree: a shard that could not be balanced is tried again within one
 minute."""
@@ -117,9 +119,23 @@ class BareLedger(Ledger):
     def accepted(self, session: Watched) -> None:
         """Note that a session begins an append."""
         key, epoch = session.key, session.epoch
-        if self.is_strict and epoch < self.highest.get(key, 0):
-            self.faults.append(f"{key} appends under {epoch}, and has under {self.highest[key]}")
-        self.highest[key] = max(epoch, self.highest.get(key, 0))
+        highest = self.highest.get(key, 0)
+        shard = session.node.entities.ref(Watched, "sessions").shard(key)
+        is_lower = self.is_strict and epoch < highest
+        if is_lower and not may_have_forgotten(session.node, "sessions", shard, highest):
+            self.faults.append(f"{key} appends under {epoch}, and has under {highest}")
+        self.highest[key] = epoch
+
+
+def may_have_forgotten(node: Any, kind: str, shard: int, epoch: int) -> bool:
+    """Whether a majority of the members have never heard of an epoch.
+
+    Members that start anew one after the other, while nobody can own a shard, remember nothing of it. Then
+    epochs begin with the wall clock again, which may have been set back.
+    """
+    tables = [each.shards.table for each in node.network.nodes.values()]
+    unaware = sum(table.seen(kind, shard) < epoch for table in tables)
+    return unaware > node.network.members // 2 > 0
 
 
 class BossLedger(leader_world.Ledger):
@@ -129,6 +145,11 @@ class BossLedger(leader_world.Ledger):
         still = [run for run in self.runs if run.goes_on and run.node is not node and stands_still(run)]
         for run in still:
             run.goes_on = False
+        self.runs = [
+            run
+            for run in self.runs
+            if run.goes_on or run.epoch < epoch or not may_have_forgotten(node, BOSS, 0, run.epoch)
+        ]
         made = super().began(node, epoch)
         for run in still:
             run.goes_on = True
@@ -175,6 +196,7 @@ class BareWorld:
         self.times = TrueTime()
         self.network = Network(self.times, rng, (0.0002, rng.choice([0.001, 0.02])))
         self.safety: Any = Quorum(EXPECTED, rng.choice([4.0, 8.0, 8.0, 8.0])) if self.has_quorum else safety
+        self.network.members = EXPECTED if self.has_quorum else 0
         self.ledger = BareLedger(is_strict=self.has_quorum or not faults)
         self.bosses = BossLedger(is_strict=self.has_quorum or not faults)
         self.has_boss = rng.random() < 0.25
