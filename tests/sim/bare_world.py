@@ -441,8 +441,16 @@ class BareWorld:
         """Whether all nodes agree, each host has its share, and nothing moves."""
         if not (self.is_meshed() and all(task.done() for _, task in self.tasks)):
             return False
+        if self.has_quorum and any(self.left_s(node) < self.safety.lease_s / 2 for node in self.hosts()):
+            return False  # It may still lose what it has, for a disturbance that is over.
         owners = [self.refs(node).shards() for node in self.nodes()]
         return is_at_rest(self.nodes(), self.hosts(), owners, self.shards)
+
+    @staticmethod
+    def left_s(node: BareNode) -> float:
+        """Seconds that the leases of a node last, at least."""
+        guards: list[Any] = [host.majority for host in node.entities._hostings()]
+        return min(guard._lease.until - guard._loop.time() for guard in guards)
 
     def stop(self, node: BareNode) -> None:
         """Drain a node and stop it, as a program does that is told to end."""
