@@ -393,7 +393,7 @@ class Hosting(KeptStates):
     def stays(self, seat: Seat) -> None:
         """Implement `seat.Host`: an entity could not be saved, and is not saved again at once.
 
-        One whose shard has gone must not stay, or it would serve what it has in memory if the shard came back.
+        One whose shard has gone must not stay: it would serve what it has in memory if the shard came back.
         """
         if self.seats.get(seat.key) is not seat:
             return
