@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fleetlm import Fence, MemoryStore, Stored
+from fleetlm import Fence, FleetError, MemoryStore, Stored
 from fleetlm.entities.keeping import OUTBID_S
 from tests.sim.bare_node import BareNode
-from tests.sim.bare_world import KEYS, BareWorld, Placed, Watched, ignoring, main
+from tests.sim.bare_world import KEYS, BareWorld, Placed, Watched, main
+from tests.sim.entity_world import Append
 
 
 class BareStoreWorld(BareWorld):
@@ -69,9 +70,18 @@ class BareStoreWorld(BareWorld):
         self.share = 0.0
         super().settle()
         first = self.nodes()[0]
-        for key in KEYS:  # A later owner that has gone is known to the store alone, and is waited for.
-            self.do(first, ignoring(self.refs(first)[key].call(Watched.everything)))
+        for key in [*KEYS, *KEYS]:  # A later owner that has gone is known to the store alone: the first one
+            self.do(first, self.probe(first, key))  # is not stored, the second one begins the wait for it.
         self.wait(OUTBID_S + 1)
+
+    async def probe(self, node: BareNode, key: str) -> None:
+        """Append something, which may fail for the last time."""
+        self.count += 1
+        entry = self.ledger.appends[f"{self.count}"] = Append(key, is_cast=False)
+        try:
+            entry.outcome = await self.refs(node)[key].call(Watched.append, f"{self.count}", 0.0)
+        except FleetError as error:
+            entry.outcome = error
 
     def check_end(self) -> None:
         super().check_end()

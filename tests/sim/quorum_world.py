@@ -11,13 +11,14 @@ What must hold besides:
 1. After each fact that comes to any node, every shard is served by one node at most, each judged by its own
    clock, frozen ones included.
 2. No entity begins to live while another one with its key lives on a node that runs.
-3. Epochs grow from one life to the next.
+
+That epochs grow from one life to the next, as long as members know of them, is what `bare_world` looks at:
+there it can be seen who knows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -203,6 +204,3 @@ class QuorumWorld(World):
         assert not ledger.twice, ledger.twice[:5]
         await super().check()
         assert not ledger.twice, ledger.twice[:5]
-        for key, lives in ledger.lives.items():
-            for (_, epoch), (_, later) in itertools.pairwise(lives):
-                assert later >= epoch, f"{key}: {lives}"
