@@ -211,6 +211,11 @@ class Session:
         self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
         self._batch_calls = settings.batch_calls
 
+    @property
+    def origin(self) -> tuple[str, int]:
+        """Whose requests come over it; see `Call.origin`."""
+        return self.name, self.incarnation
+
     # Windows.
 
     @property

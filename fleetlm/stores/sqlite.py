@@ -66,6 +66,11 @@ class SQLiteStore:
     def __repr__(self) -> str:
         return f"<SQLiteStore {self.path}>"
 
+    @property
+    def place(self) -> str:
+        """Where the data is."""
+        return self.path
+
     async def __aenter__(self) -> Self:
         await self.open()
         return self

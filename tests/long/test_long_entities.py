@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.patience import allowed_s, slowness
-from tests.system.entity_fleet import STORE, WORKERS, EntityFleet
+from tests.system.entity_fleet import WORKERS, EntityFleet
 from tests.system.entity_ledger import REFUSED, UNKNOWN
+from tests.system.program_fleet import STORE
 
 if TYPE_CHECKING:
     from pathlib import Path
