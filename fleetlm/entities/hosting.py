@@ -553,6 +553,17 @@ class Hosting(KeptStates):
         self._claim_again(
             {shard: claims[shard]._replace(epoch=next_epoch(self.kind, shard)) for shard in higher}
         )
+        for shard in higher:
+            self.load_anew(shard)
+
+    def load_anew(self, shard: int) -> None:
+        """Implement `keeping.OwnShards`: end what was loaded before another owner may have stored.
+
+        Else it would answer from what it has in memory until it is to be stored itself.
+        """
+        for seat in list(self.in_shard.get(shard, {}).values()) if self.keeps is not None else ():
+            if seat.is_ready:
+                _ = seat.close()
 
     def adopt(self, shard: int, claim: Claim) -> None:
         """Own a shard under another claim from now on."""

@@ -96,6 +96,9 @@ class OwnShards(Protocol):
     def renew(self, shard: int) -> None:
         """Take a higher epoch for a shard."""
 
+    def load_anew(self, shard: int) -> None:
+        """Let nothing go on that was loaded before another owner may have stored."""
+
     def review_soon(self) -> None:
         """Look what is to be done, such as higher epochs."""
 
@@ -267,6 +270,7 @@ class KindStore:
             shards.review_soon()
             return False
         shards.renew(shard)
+        shards.load_anew(shard)
         return True
 
 

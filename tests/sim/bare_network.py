@@ -201,6 +201,8 @@ class Network:
         """Those that run."""
         self.cuts: set[tuple[str, str]] = set()
         """Node and another one that does not hear it."""
+        self.members = 0
+        """How many members the quorum of the nodes has; 0: they have none."""
         self._ranks = 0
 
     def hears(self, node: BareNode, peer: BareNode) -> bool:

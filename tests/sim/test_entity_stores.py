@@ -578,6 +578,21 @@ async def test_the_loser_of_a_partition_hands_over_what_the_winner_has_not_loade
     assert await theirs[nodes[0]][key].call(Lines.read) == ["x"]
 
 
+async def test_the_winner_of_a_partition_reads_what_the_loser_has_stored(fleet: Fleet) -> None:
+    nodes, _ = await hosts(fleet, 2, MemoryStore(), "write")
+    theirs = {node: node.entities.ref(Lines, "lines") for node in nodes}
+    key = key_on(theirs[nodes[0]], nodes[0])
+    assert await theirs[nodes[0]][key].call(Lines.append, "before") == 1
+    fleet.partition([nodes[0]])
+    await fleet.until(lambda: theirs[nodes[1]].where(key) == nodes[1].name, timeout=60)
+    assert await theirs[nodes[1]][key].call(Lines.append, "there") == 2
+    assert await theirs[nodes[0]][key].call(Lines.read) == ["before"]  # It has heard of nothing yet.
+    fleet.heal()
+    await fleet.until(lambda: theirs[nodes[1]].where(key) == nodes[0].name, timeout=60)
+    assert await theirs[nodes[1]][key].call(Lines.read) == ["before", "there"]
+    assert await theirs[nodes[0]][key].call(Lines.append, "after") == 3
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
