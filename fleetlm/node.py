@@ -334,6 +334,7 @@ class Node(OffersLeaders):
         await parts.transport.close()
         parts.events.close()
         parts.replication.close()
+        parts.remote_spawn.pace.close()
         parts.changes.announce()
         parts.user_functions.close()
         await asyncio.gather(self._threads.close(), parts.blocking.close())

@@ -340,7 +340,8 @@ class Settings(Record):
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
     inbound_turn_s: float = 0.002
     """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
-    turns, of one peer after the other: what a peer asks for may be costly, and others must not wait."""
+    turns, of one peer after the other: what a peer asks for may be costly, and others must not wait. After a
+    turn the rest of the node comes first for as long, if it has work to do."""
     stalled_after_s: float = 5.0
     """Seconds after which waiting for room is logged once, with both ends: longer than a burst takes."""
     max_open_calls: int = 65_536
@@ -377,6 +378,10 @@ class Settings(Record):
     max_spawned: int = 65_536
     """Living processes of this node that one peer may have spawned: room for a session of each of its users,
     in 200 MiB. A further one is refused as not delivered."""
+    spawns_per_s: float = 2_000.0
+    """Processes that one peer may spawn on this node in a second, after five times as many at once. Further
+    ones wait for their turn, so that others go on: one costs as much as fifty messages. A caller that stops
+    waiting before that gets `CallTimeout`, as always."""
     max_timers: int = 10_000
     """Active timers of one process. One `Process.send_every` replaces many; more are a leak."""
     max_factories: int = 1_024

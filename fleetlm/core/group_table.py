@@ -17,6 +17,14 @@ Facts on the wire (topic ``groups`` of `wire.operations.table`):
 
 They have numbers instead of pids, so that a node cannot speak of another node's processes.
 
+**What a membership costs.** Python's garbage collector visits every object that may refer to others, and the
+loop stands still meanwhile: for a tenth of a second, if each membership that one peer may have were nine such
+objects. So a group with one membership, of which nobody has asked, is kept as a flat tuple (`_Lone`), which
+the collector leaves out. `Members` are made when there is a second one, or when somebody asks for them.
+
+**The loss of a node.** Its memberships are hidden at once and taken out in small steps, since 100,000 of them
+take half a second. Whoever asks for a group in between gets it without them (`_purged`).
+
 Source: OTP pg.erl; differs: one scope, groups are named by text, and the reason of a `Left` tells leaving
 from ending and from the loss of the node.
 """
@@ -27,10 +35,10 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
-from operator import itemgetter
 from typing import Any
 
 from fleetlm.core.group_members import Members
+from fleetlm.core.one_by_one import one_by_one
 from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
@@ -56,6 +64,8 @@ Effect = Tell | Joined | Left
 
 Numbers = dict[str, list[int]]
 """Group → numbers of one node's processes; a process that joined twice is there twice."""
+_Lone = tuple[str, int, int]
+"""The node, incarnation and number of the one member of a group."""
 _NOWHERE: dict[str, int] = {}
 """The groups of a process that has not joined any; never changed."""
 _NOBODY = Members()
@@ -109,14 +119,21 @@ class GroupTable:
         self._own = _Memberships(node, incarnation)
         self._said = {node: self._own}
         """Node → its memberships; this node's are among them."""
-        self._groups: dict[str, Members] = {}
+        self._groups: dict[str, Members | _Lone] = {}
+        self._leaving: dict[str, _Memberships] = {}
+        """Nodes that were lost → their memberships, not all of which have been taken out of the groups."""
         self._new: list[tuple[str, Pid]] = []
 
     # Queries.
 
     def members(self, group: str) -> Members:
         """Return all members in the order of `pid_order`; the caller must not keep or change the object."""
-        return self._groups.get(group, _NOBODY)
+        found = self._groups.get(group)
+        if self._leaving:
+            found = self._purged(group)
+        if isinstance(found, tuple):
+            found = self._groups[group] = Members((Pid(*found),))
+        return found or _NOBODY
 
     def local_members(self, group: str) -> list[Pid]:
         """Return the members on this node, in the same order."""
@@ -124,16 +141,19 @@ class GroupTable:
 
     def groups(self) -> list[str]:
         """Return the names of all groups, sorted."""
+        if self._leaving:
+            return sorted(group for group in list(self._groups) if self.has(group))
         return sorted(self._groups)
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """How many groups there are; those that a node had which was just lost may be among them."""
         return len(self._groups)
 
     def first(self, most: int, looked_at: int) -> list[tuple[str, Members]]:
         """Return the first ``most`` groups by name, of the ``looked_at`` oldest ones."""
-        return heapq.nsmallest(most, islice(self._groups.items(), looked_at), key=itemgetter(0))
+        oldest = [group for group in list(islice(self._groups, looked_at)) if self.has(group)]
+        return [(group, self.members(group)) for group in heapq.nsmallest(most, oldest)]
 
     @property
     def memberships(self) -> int:
@@ -142,11 +162,14 @@ class GroupTable:
 
     def has(self, group: str) -> bool:
         """Return whether a group has a member."""
-        return group in self._groups
+        return bool(self._purged(group))
 
     def has_member(self, group: str, pid: Pid) -> bool:
         """Return whether a process is a member of a group."""
-        return self.members(group).has(pid)
+        found = self._purged(group)
+        if isinstance(found, tuple):
+            return found == (pid.node, pid.incarnation, pid.number)
+        return found is not None and found.has(pid)
 
     def take_new(self) -> list[tuple[str, Pid]]:
         """Return groups and processes that have become members since the last call: not those that were."""
@@ -211,6 +234,8 @@ class GroupTable:
             ValueError: the fact is malformed, contradicts what the node told before, or exceeds a limit;
                 nothing changed.
         """
+        if node in self._leaving:
+            self._forget_leaving(node)
         said = self._said.get(node) or _Memberships(node, incarnation)
         check_speaker(said, self._own, incarnation, "the groups")
         match fact:
@@ -234,22 +259,53 @@ class GroupTable:
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
 
     def node_down(self, node: str) -> Iterator[Left]:
-        """The connection is over: drop all that the node told, at once, and yield what has left one by one.
+        """The connection is over: hide all that the node told, at once, and take it out step by step.
 
-        There may be `Settings.max_memberships` of them, so the caller takes them in slices.
+        There may be `Settings.max_memberships` of them, so the caller takes the steps in slices. Each yields
+        what has left.
         """
         said = self._said.get(node)
         if said is None or said is self._own:
             return iter(())
         del self._said[node]
-        for group in dict.fromkeys(group for groups in said.groups_of.values() for group in groups):
-            members = self._groups[group]
-            members.remove_node(node)
-            if not members:
-                del self._groups[group]
-        return (Left(group, said.pid(number), "noconnection") for group, number in said.pairs(said.groups_of))
+        self._leaving[node] = said
+        return self._take_out(said)
 
     # Internals.
+
+    def _take_out(self, said: _Memberships) -> Iterator[Left]:
+        """Take the memberships of a lost node out of the groups, and yield what has left one by one."""
+        node = said.node
+        for number in one_by_one(said.groups_of):
+            for group, times in said.groups_of.pop(number).items():
+                self._purged(group)
+                for _ in range(times):
+                    yield Left(group, said.pid(number), "noconnection")
+        if self._leaving.get(node) is said:
+            del self._leaving[node]
+
+    def _forget_leaving(self, node: str) -> None:
+        """Take what is left of a lost node out of the groups at once: it tells something new."""
+        for groups in self._leaving[node].groups_of.values():
+            for group in groups:
+                self._purged(group)
+        del self._leaving[node]
+
+    def _purged(self, group: str) -> Members | _Lone | None:
+        """Return the members of a group, without those on nodes that were lost; None if it has none."""
+        found = self._groups.get(group)
+        if not self._leaving or found is None:
+            return found
+        if isinstance(found, tuple):
+            is_gone = found[0] in self._leaving
+        else:
+            for node in self._leaving:
+                found.remove_node(node)
+            is_gone = not found
+        if is_gone:
+            del self._groups[group]
+            return None
+        return found
 
     def _join(self, said: _Memberships, members: Numbers) -> list[Effect]:
         """Enter memberships of one node, and return an event for each."""
@@ -261,10 +317,10 @@ class GroupTable:
                 mine[group] = mine.get(group, 0) + 1
                 if mine[group] == 1:
                     self._new.append((group, pid))
-                known = self._groups.get(group)
-                if known is None:
-                    known = self._groups[group] = Members()
-                known.add(pid)
+                if self._purged(group) is None:
+                    self._groups[group] = (said.node, said.incarnation, number)
+                else:
+                    self.members(group).add(pid)
                 events.append(Joined(group, pid))
             said.count += len(numbers)
         return events
@@ -281,8 +337,9 @@ class GroupTable:
                     if not mine:
                         del said.groups_of[number]
                 known = self._groups[group]
-                known.remove(pid)
-                if not known:
+                if isinstance(known, Members):
+                    known.remove(pid)
+                if isinstance(known, tuple) or not known:
                     del self._groups[group]
                 events.append(Left(group, pid, reason))
             said.count -= len(numbers)

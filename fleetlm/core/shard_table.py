@@ -30,7 +30,8 @@ request that believes in the loser's epoch is refused everywhere.
 
 Facts on the wire (topic ``shards`` of `wire.operations.table`), about the node that tells them:
 
-- ``["hosts", [[kind, number of the host process, shards, [[shard, epoch, term], ...]], ...]]``
+- ``["hosts", [[kind, number of the host process, shards, [[shard, epoch, term], ...], [text, ...]], ...]]``;
+  the texts (`Host.terms`) may be missing
 - ``["claim", kind, [[shard, epoch, term], ...]]``
 - ``["passed", kind, [[shard, epoch, node], ...]]``: it has dropped its claim, since that node has a better
   one
@@ -67,6 +68,8 @@ MAX_KINDS = 64
 """Kinds that one node hosts."""
 MAX_DIFFERING = 5
 """Hosts of one kind that cut it into another number of shards, and are named to people."""
+MAX_TERMS, MAX_TERM_CHARS = 8, 200
+"""Texts that one host tells of itself, and characters in one."""
 MAX_PIECE_CLAIMS = 6_000
 """Claims in one fact of a snapshot: some 120 KiB. The first facts leave before anything else is sent."""
 EPOCH_END = 1 << 63
@@ -124,13 +127,15 @@ class Host:
         pid: of the process that takes the requests.
         shards: into how many the kind is cut.
         claims: shard → the node's claim.
+        terms: what all hosts should have alike, for people; see `entities.agreement`.
     """
 
-    __slots__ = ("claims", "pid", "shards")
+    __slots__ = ("claims", "pid", "shards", "terms")
 
-    def __init__(self, pid: Pid, shards: int) -> None:
+    def __init__(self, pid: Pid, shards: int, terms: tuple[str, ...] = ()) -> None:
         self.pid: Pid = pid
         self.shards: int = shards
+        self.terms: tuple[str, ...] = terms
         self.claims: dict[int, Claim] = {}
 
 
@@ -259,15 +264,21 @@ class ShardTable:
             if rows and count + len(host.claims) > MAX_PIECE_CLAIMS:
                 yield ["hosts", rows]
                 rows, count = [], 0
-            rows.append([kind, host.pid.number, host.shards, _rows(host.claims.items())])
+            rows.append(_host_row(kind, host))
             count += len(host.claims)
         if rows:
             yield ["hosts", rows]
 
     # Facts about this node.
 
-    def host(self, kind: str, number: int, shards: int) -> list[Effect]:
+    def host(self, kind: str, number: int, shards: int, terms: tuple[str, ...] = ()) -> list[Effect]:
         """Host a kind, with a process of this node that takes the requests.
+
+        Args:
+            kind: its name.
+            number: of the process.
+            shards: into how many the kind is cut.
+            terms: see `Host`.
 
         Raises:
             ValueError: this node hosts it already, or too many; or another node has cut it into another
@@ -284,10 +295,10 @@ class ShardTable:
         if known and known != shards:
             raise ValueError(f"other nodes have cut {kind!r} into {known:,} shards, not {shards:,}")
         self._before_change(kind)
-        host = self._own[kind] = Host(Pid(self.node, self._incarnation, number), shards)
+        host = self._own[kind] = Host(Pid(self.node, self._incarnation, number), shards, terms)
         self.kind(kind).hosts[self.node] = host
         self._count(kind)
-        return [Tell(["hosts", [[kind, number, shards, []]]]), Changed(kind, ())]
+        return [Tell(["hosts", [_host_row(kind, host)]]), Changed(kind, ())]
 
     def unhost(self, kind: str) -> list[Effect]:
         """Host a kind no more; its claims are dropped."""
@@ -414,7 +425,7 @@ class ShardTable:
     def _checked_host(self, node: str, incarnation: int, row: Any, more: int) -> tuple[str, Host]:
         """Check that a node hosts a kind, one of so many more. Raises: ValueError."""
         match row:
-            case [str(kind), int(number), int(shards), [*rows]] if (
+            case [str(kind), int(number), int(shards), [*rows], *more_terms] if (
                 0 < number < EPOCH_END and 1 <= shards <= MAX_SHARDS
             ):
                 check_process_name(kind)
@@ -422,7 +433,7 @@ class ShardTable:
                     raise ValueError(f"{node} hosts {kind!r} already")
                 if sum(node in known.hosts for known in self._kinds.values()) + more > MAX_KINDS:
                     raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
-                host = Host(Pid(node, incarnation, number), shards)
+                host = Host(Pid(node, incarnation, number), shards, _checked_terms(more_terms))
                 host.claims.update(_checked(rows, shards))
                 return kind, host
         raise ValueError(f"{SHORT.repr(row)} does not tell what a node hosts")
@@ -523,6 +534,24 @@ def _winner(kind: str, shard: int, known: Kind) -> Owner | None:
 
 def _rows(claims: Iterable[tuple[int, Claim]]) -> list[list[int]]:
     return [[shard, claim.epoch, claim.term] for shard, claim in claims]
+
+
+def _host_row(kind: str, host: Host) -> list[Any]:
+    """Return how a host is told to others."""
+    terms = [list(host.terms)] if host.terms else []
+    return [kind, host.pid.number, host.shards, _rows(host.claims.items()), *terms]
+
+
+def _checked_terms(rest: list[Any]) -> tuple[str, ...]:
+    """Check what follows on the claims of a host. Raises: ValueError."""
+    match rest:
+        case []:
+            return ()
+        case [[*terms]] if len(terms) <= MAX_TERMS and all(
+            type(term) is str and len(term) <= MAX_TERM_CHARS for term in terms
+        ):
+            return tuple(terms)
+    raise ValueError(f"{SHORT.repr(rest)} does not tell how a node hosts")
 
 
 def _checked(rows: list[Any], shards: int) -> dict[int, Claim]:

@@ -24,7 +24,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Hashable,
     Iterable,
     Iterator,
     Mapping,
@@ -43,6 +42,7 @@ from fleetlm.directory.group_ref import GroupRef
 from fleetlm.directory.members import Member, ReplicatedMembers
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import NoProcess
+from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.processes.running import plain_class
 from fleetlm.texts import SHORT
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
     from fleetlm.core.member_loads import MemberInfo
     from fleetlm.directory.replication import Replication
-    from fleetlm.ids import Pid
     from fleetlm.messaging.fan_out import FanOut
     from fleetlm.messaging.retries import Retries
     from fleetlm.processes.context import NodeContext
@@ -109,7 +108,7 @@ class ReplicatedGroups:
         self.picker: Picker = Picker(
             rng, self.members.outstanding, self.members, context.drain_step, sticky, context.loop.time
         )
-        self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
+        self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo, pack=_key, unpack=_joined)
         replication.add(self)
 
     def check_reachable(self, pids: Iterable[Pid]) -> None:
@@ -624,8 +623,15 @@ def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:
     return message
 
 
-def _key(change: Change) -> Hashable:
-    return (change.group, change.pid)
+def _key(change: Change) -> tuple[str, str, int, int]:
+    """Return what a change is about, without objects: the feed keeps it."""
+    pid = change.pid
+    return change.group, pid.node, pid.incarnation, pid.number
+
+
+def _joined(key: tuple[str, str, int, int]) -> Change:
+    group, node, incarnation, number = key
+    return Joined(group, Pid(node, incarnation, number))
 
 
 def _gone(change: Change) -> bool:

@@ -43,6 +43,7 @@ from fleetlm.errors import (
     RemoteError,
     TooManyNames,
 )
+from fleetlm.ids import Pid
 from fleetlm.messages import NameLost, Registered, Unregistered
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import plain_class
@@ -51,7 +52,6 @@ from fleetlm.texts import SHORT
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Sender
     from fleetlm.directory.replication import Replication
-    from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
@@ -115,7 +115,9 @@ class ReplicatedNames:
             lambda node: node in context.sessions,
             functools.partial(replication.before_change, self.topic),
         )
-        self.feed: Feed[Event] = Feed(settings.events_limit, _name, _gone, _undo)
+        self.feed: Feed[Event] = Feed(
+            settings.events_limit, _name, _gone, _undo, pack=_packed, unpack=_registered
+        )
         replication.add(self)
 
     # `replication.Table`.
@@ -469,6 +471,17 @@ class Registry:
 
 def _name(event: Event) -> str:
     return event.name
+
+
+def _packed(event: Event) -> tuple[Any, ...]:
+    """Return what the feed keeps of a registration: no objects, but perhaps the meta."""
+    pid, meta = event.pid, event.meta if isinstance(event, Registered) else None
+    return event.name, meta, pid.node, pid.incarnation, pid.number
+
+
+def _registered(packed: tuple[Any, ...]) -> Event:
+    name, meta, *pid = packed
+    return Registered(name, Pid(*pid), meta)
 
 
 def _gone(event: Event) -> bool:

@@ -14,6 +14,10 @@ that undo what is no longer there (`Feed.undo` makes them), then what has come. 
 intermediate changes, never the outcome. The difference may itself be longer than the limit, because the
 present is; the bound is then twice its length, so that a long present is not computed anew at each event.
 
+The present of a node with large tables is large, and Python's garbage collector visits each event in it. So a
+feed may keep something in place of its events that the collector leaves out (`Feed.pack`), such as tuples of
+texts and numbers, and make events of them for those who subscribe.
+
 When the node stops, the feed is closed: each subscription ends after what is queued.
 
 Everything happens on the node's event loop, so there are no locks. One task reads a subscription.
@@ -24,7 +28,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 E = TypeVar("E")
 
@@ -107,6 +111,8 @@ class Feed(Generic[E]):
             subscribers that missed the real one.
         ends: returns what an event says to have gone besides, without an event of its own.
         is_single: whether a thing that comes once more has not come twice but has changed.
+        pack: returns what is kept of an event that something has come; equal for equal events.
+        unpack: makes the event of that again.
     """
 
     def __init__(
@@ -118,6 +124,8 @@ class Feed(Generic[E]):
         ends: Callable[[E], Hashable] = lambda _: None,
         *,
         is_single: bool = False,
+        pack: Callable[[E], Any] = lambda event: event,
+        unpack: Callable[[Any], E] = lambda event: event,
     ) -> None:
         self.limit = limit
         self.key = key
@@ -125,6 +133,8 @@ class Feed(Generic[E]):
         self.undo = undo
         self.ends = ends
         self.is_single = is_single
+        self.pack = pack
+        self.unpack = unpack
         self._present = _Present(self)
         self._subscriptions: dict[Subscription[E], None] = {}
         self._closed = False
@@ -170,34 +180,39 @@ class _Present(Generic[E]):
 
     def __init__(self, feed: Feed[E]) -> None:
         self._feed = feed
-        self._came: dict[Hashable, list[E]] = {}
+        self._came: dict[Hashable, tuple[Any, ...]] = {}
+        """What has come, packed, by its key: tuples, since the collector of garbage leaves out those without
+        objects in them."""
 
     def add(self, event: E) -> None:
         """Apply an event. An event that a thing has gone which is not there changes nothing."""
-        key = self._feed.key(event)
-        self._came.pop(self._feed.ends(event), None)
-        if not self._feed.gone(event):
-            if self._feed.is_single:
-                self._came.pop(key, None)
-            self._came.setdefault(key, []).append(event)
+        feed, came = self._feed, self._came
+        key = feed.key(event)
+        came.pop(feed.ends(event), None)
+        if not feed.gone(event):
+            if feed.is_single:
+                came.pop(key, None)
+            came[key] = (*came.get(key, ()), feed.pack(event))
             return
-        came = self._came.get(key)
-        if came:
-            came.pop()
-            if not came:
-                del self._came[key]
+        left = came.get(key, ())[:-1]
+        if left:
+            came[key] = left
+        else:
+            came.pop(key, None)
 
     def events(self) -> list[E]:
-        return [event for came in self._came.values() for event in came]
+        unpack = self._feed.unpack
+        return [unpack(packed) for came in self._came.values() for packed in came]
 
     def difference(self, now: Iterable[E]) -> list[E]:
         """Return the events that lead from this present to ``now``: what has gone, then what has come."""
+        feed = self._feed
         left = {key: list(came) for key, came in self._came.items()}
         come = []
         for event in now:
-            known = left.get(self._feed.key(event), ())
-            if event in known:
-                left[self._feed.key(event)].remove(event)
+            known, packed = left.get(feed.key(event), []), feed.pack(event)
+            if packed in known:
+                known.remove(packed)
             else:
                 come.append(event)
-        return [self._feed.undo(event) for came in left.values() for event in came] + come
+        return [feed.undo(feed.unpack(packed)) for came in left.values() for packed in came] + come

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
+from fleetlm.entities.agreement import Agreement, terms_of
 from fleetlm.entities.host_parts import Guard, HostOptions, Moves
 from fleetlm.entities.info import HostedInfo, Tally
 from fleetlm.entities.keeping import KindStore
@@ -121,6 +122,7 @@ class Hosting(KeptStates):
         self._loop = self.context.loop
         self._time = self._loop.time
         self._began_at: float = self._time()
+        self._agreement = Agreement(self.table, kind)
         self._hosts_seen: tuple[str, ...] = ()
         self._hosts_since = self._time()
         self._timer: asyncio.TimerHandle | None = None
@@ -135,7 +137,8 @@ class Hosting(KeptStates):
         """Run as the host process, until it is ended."""
         self.process = process
         self.shards.hosted[self.kind] = self
-        self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards))
+        terms = terms_of(self.options, self.context.settings.node_timeout_s)
+        self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards, terms))
         if self.majority is not None:
             self.majority.start(process.pid.number)
         take = process.mailbox.get_any
@@ -484,6 +487,9 @@ class Hosting(KeptStates):
             self._vacate(seat)  # A process that is killed in its first turn does not do so itself.
             self._local.stop_process(seat.process.pid.number, "fenced", at_once=True)
 
+    def gone(self) -> None:
+        """The host process has ended, whatever the reason."""
+
     def review_soon(self) -> None:
         """Implement `replicated_shards.Hosted`."""
         if not self._is_reviewing:
@@ -514,6 +520,7 @@ class Hosting(KeptStates):
         counts, now = self.counts(), self._time()
         if tuple(sorted(counts)) != self._hosts_seen:
             self._hosts_seen, self._hosts_since = tuple(sorted(counts)), now
+            self._agreement.look()
         self._outbid()
         if self.context.name not in counts:
             self.handoff.leave(counts)

@@ -14,7 +14,7 @@ from fleetlm.records import Record
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fleetlm.core.shard_table import ShardTable
+    from fleetlm.core.shard_table import Host, ShardTable
 
 
 class Tally:
@@ -111,6 +111,8 @@ class KindInfo(Record):
         differing: nodes that cut it into another number of shards, with that number; five at most. None of
             their claims count.
         hosted: what this node has of it; None if it does not host it.
+        terms: how this node hosts it: its safety and its store.
+        disagreeing: nodes that host it otherwise, with what is otherwise there; five at most.
     """
 
     kind: str
@@ -119,6 +121,25 @@ class KindInfo(Record):
     hosts: int
     differing: Mapping[str, int] = field(default_factory=dict)
     hosted: HostedInfo | None = None
+    terms: tuple[str, ...] = ()
+    disagreeing: Mapping[str, str] = field(default_factory=dict)
+
+
+def differing(table: ShardTable, kind: str) -> dict[str, str]:
+    """Return the hosts of a kind whose terms are not those of this node, with those of theirs that differ.
+
+    A host that has told no terms is passed over, and so is everything where this node does not host the kind.
+    """
+    own = table.own(kind)
+    if own is None or not own.terms:
+        return {}
+    return {
+        node: ", ".join(_others(host, own)) for node, host in table.hosts(kind).items() if _others(host, own)
+    }
+
+
+def _others(host: Host, own: Host) -> list[str]:
+    return [term for term in host.terms if term not in own.terms] if host.terms != own.terms else []
 
 
 def kind_info(table: ShardTable, kind: str, hosted: HostedInfo | None) -> KindInfo:
@@ -130,12 +151,15 @@ def kind_info(table: ShardTable, kind: str, hosted: HostedInfo | None) -> KindIn
         hosted: what this node has of it; None if it does not host it.
     """
     shards, hosts = table.shards(kind), table.hosts(kind)
-    differing = [node for node, host in hosts.items() if host.shards != shards]
+    others, own = differing(table, kind), table.own(kind)
+    cut = [node for node, host in hosts.items() if host.shards != shards]
     return KindInfo(
         kind,
         shards,
         table.count_unowned(kind),
         len(hosts),
-        {node: hosts[node].shards for node in sorted(differing)[:MAX_DIFFERING]},
+        {node: hosts[node].shards for node in sorted(cut)[:MAX_DIFFERING]},
         hosted,
+        () if own is None else own.terms,
+        {node: others[node] for node in sorted(others)[:MAX_DIFFERING]},
     )

@@ -175,24 +175,31 @@ class Entities:
             None if safety == "available" else safety,
             stored,
         )
-        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
-        task = self._add(self._complete(hosting))
+
+        def make() -> Hosting:
+            return self._complete(
+                Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
+            )
+
+        hosting, task = self._add(kind, make)
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
 
-    def _add(self, hosting: Hosting, restarts: tuple[float, ...] = ()) -> asyncio.Task[Any]:
-        """Host a kind that the runtime has put together. Returns the task of its host process.
+    def _add(
+        self, kind: str, make: Callable[[], Hosting], restarts: tuple[float, ...] = ()
+    ) -> tuple[Hosting, asyncio.Task[Any]]:
+        """Host a kind that the runtime has put together. Returns its host, and the task of that.
 
         Args:
-            hosting: the kind.
+            kind: its name.
+            make: puts its host together; once more when a host process has died.
             restarts: when it was started anew lately.
 
         Raises:
             ValueError: this node hosts the kind already, or as many as it may, or other nodes may not do what
                 hosts must. Nothing changed.
         """
-        kind = hosting.kind
         denied = {"call", "register"} - self._shards.context.settings.peers_may
         if denied:
             raise ValueError(
@@ -203,11 +210,11 @@ class Entities:
             raise ValueError(f"this node hosts {kind!r} already")
         if len(self._hosted) >= MAX_KINDS:
             raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
-        self._hosted[kind] = hosting
+        hosting = self._hosted[kind] = make()
         task = self._local.task_of(self._local.spawn(hosting, (), None))
         assert task is not None
-        task.add_done_callback(lambda done: self._ended(hosting, done, restarts))
-        return task
+        task.add_done_callback(lambda done: self._ended(hosting, done, make, restarts))
+        return hosting, task
 
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
@@ -270,9 +277,16 @@ class Entities:
             hosting.guard_with(Majority(hosting, hosting.options.quorum, self._shards, self._outbound))
         return hosting
 
-    def _ended(self, hosting: Hosting, task: asyncio.Task[None], restarts: tuple[float, ...]) -> None:
+    def _ended(
+        self,
+        hosting: Hosting,
+        task: asyncio.Task[None],
+        make: Callable[[], Hosting],
+        restarts: tuple[float, ...],
+    ) -> None:
         """Supervise a host process: one that was not told to end is started anew, a few times."""
         kind, now = hosting.kind, self._shards.context.loop.time()
+        hosting.gone()
         if self._hosted.get(kind) is not hosting:
             return
         del self._hosted[kind]
@@ -284,16 +298,15 @@ class Entities:
         if reason == "shutdown" or (task.cancelled() and not process._is_ending):  # noqa: SLF001  # the runtime's
             return  # The node stops, or its loop ends.
         lately = tuple(at for at in restarts if now - at < RESTARTS_S)
-        may_restart = len(lately) < MAX_RESTARTS and type(hosting) is Hosting
-        log.error(
-            "the host of %s has ended (%s), with what lived here: %s", kind, SHORT.repr(reason),
-            "it is started anew" if may_restart else "this node hosts it no more, and others take it over",
-        )  # fmt: skip
+        may_restart = len(lately) < MAX_RESTARTS
+        what = "it is started anew"
+        if not may_restart:
+            others = self._shards.table.hosts(kind).keys() - {self._shards.context.name}
+            take = "others take it over" if others else "no other node has it, so start this one anew"
+            what = f"as {MAX_RESTARTS} times before in {RESTARTS_S:g} s. It is hosted here no more: {take}"
+        log.error("the host of %s has ended (%s), with what lived here: %s", kind, SHORT.repr(reason), what)
         if may_restart:
-            again = Hosting(
-                kind, hosting.actor, hosting.options, self._shards, self._local, self._outbound, self._codec
-            )
-            _ = self._add(self._complete(again), (*lately, now))
+            self._add(kind, make, (*lately, now))
 
     async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here.

@@ -3,7 +3,8 @@
 The function of the program runs as a process of its own, which the entity monitors. So the entity answers
 while the function is busy, and what ends the one does not end the other:
 
-* The run ends or crashes: the next one begins after a pause (`core.restarts.Backoff`), under a higher epoch.
+* The run ends or crashes: the next one begins after a pause, under a higher epoch. After too many crashes
+  another node gets the singleton (`run_restarts`).
 * The shard is handed over: `save` asks the run to end, and returns when it has ended with all that it has
   spawned. If it does not end in time it is killed; if it has still not ended, since it ignores its
   cancellation, `save` raises, and the shard stays on this node.
@@ -17,7 +18,6 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.actors.handlers import handler
-from fleetlm.core.restarts import Backoff
 from fleetlm.entity import Entity
 from fleetlm.errors import NodeStopped
 from fleetlm.ids import Pid, Ref
@@ -27,9 +27,12 @@ from fleetlm.texts import text_of
 if TYPE_CHECKING:
     from fleetlm.leaders.family import Family
     from fleetlm.leaders.plan import Plan
+    from fleetlm.leaders.run_restarts import RunRestarts
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
+FENCED = "fenced"
+"""The exit reason of a run whose node does not own the singleton any more."""
 KILL_S = 1.0
 """Seconds that a killed run has to end."""
 LOOK_S = 0.1
@@ -45,12 +48,16 @@ class Offered(Protocol):
 
     plan: Plan
     family: Family
+    restarts: RunRestarts
 
     def began(self, pid: Pid, epoch: int) -> None:
         """Note that a run has begun."""
 
     async def raise_epoch(self) -> bool:
         """Have an epoch under which nothing has run. Returns False if the shard is not this node's now."""
+
+    def give_up(self) -> None:
+        """Hand the singleton to a node on which it has not failed lately, if there is one."""
 
 
 class StillRuns(Exception):  # it is a state, which `save` reports
@@ -70,7 +77,6 @@ class Leader(Entity):
 
     def __init__(self, offering: Offered) -> None:
         self._offering = offering
-        self._backoff = Backoff(*offering.plan.backoff_s)
         self._pid: Pid | None = None
         self._ref: Ref | None = None
         self._stuck_since: float | None = None
@@ -81,8 +87,8 @@ class Leader(Entity):
         plan, family = self._offering.plan, self._offering.family
         if plan.memory is not None:
             plan.memory.load(state)
-        family.kill("fenced")
-        self.send_after(0.0, _Begin())
+        family.kill(FENCED)
+        self.send_after(max(0.0, self._offering.restarts.next_at - self._now()), _Begin())
 
     async def save(self) -> Any:
         """End the run, and return what the next owner must know. Raises: StillRuns."""
@@ -104,17 +110,19 @@ class Leader(Entity):
     async def terminate(self, reason: Any) -> None:
         """End the run, since this node offers the singleton no more, or stops."""
         family = self._offering.family
-        if reason != "fenced" and self._pid is not None:
+        if reason != FENCED and self._pid is not None:
             self.node.exit(self._pid, "shutdown")
             await family.ended(self.node.settings.terminate_s * TERMINATE_SHARE)
-        family.kill("fenced" if reason == "fenced" else "killed")
+        family.kill(FENCED if reason == FENCED else "killed")
 
     async def handle_info(self, message: Any) -> None:
         """Begin a run, or note that one has ended."""
         if type(message) is _Begin:
             await self._begin()
         elif type(message) is Down and message.ref == self._ref:
-            self._ended(message.reason)
+            self._pid = None
+            if message.reason != FENCED:  # Else this entity ends, too.
+                self._ended(message.reason)
         else:
             await super().handle_info(message)
 
@@ -144,7 +152,7 @@ class Leader(Entity):
         log.info("the singleton %s runs here (epoch %d)", plan.name, self.epoch)
 
     def _wait_for_former(self) -> None:
-        now = self.process._services.loop.time()  # noqa: SLF001  # this is a part of the runtime
+        now = self._now()
         if self._stuck_since is None:
             self._stuck_since = self._said_at = now
         elif now - self._said_at >= STUCK_LOG_S:
@@ -157,8 +165,13 @@ class Leader(Entity):
 
     def _ended(self, reason: Any) -> None:
         """Begin the next run after a pause."""
-        name, now = self._offering.plan.name, self.process._services.loop.time()  # noqa: SLF001
-        self._pid = None
-        pause_s = self._backoff.pause_s(name, now, reason)
+        name, restarts, now = self._offering.plan.name, self._offering.restarts, self._now()
+        has_failed_too_often = restarts.ended(now, reason)
+        pause_s = restarts.next_at - now
         log.warning("the singleton %s has ended (%s) and begins anew in %g s", name, text_of(reason), pause_s)
         self.send_after(pause_s, _Begin())
+        if has_failed_too_often:
+            self._offering.give_up()
+
+    def _now(self) -> float:
+        return self.process._services.loop.time()  # noqa: SLF001  # this is a part of the runtime

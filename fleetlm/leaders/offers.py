@@ -35,7 +35,7 @@ class OffersLeaders:
         )
 
     @overload
-    def singleton(
+    def singleton(  # most programs name none of the limits
         self,
         name: str,
         function: ProcessFunction,
@@ -44,6 +44,8 @@ class OffersLeaders:
         safety: Literal["available"] | Quorum = ...,
         settle_s: float = ...,
         end_s: float = ...,
+        max_restarts: int = ...,
+        period_s: float = ...,
         backoff_s: tuple[float, float] = ...,
     ) -> None: ...
     @overload
@@ -55,9 +57,11 @@ class OffersLeaders:
         safety: Literal["available"] | Quorum = ...,
         settle_s: float = ...,
         end_s: float = ...,
+        max_restarts: int = ...,
+        period_s: float = ...,
         backoff_s: tuple[float, float] = ...,
     ) -> Callable[[S], S]: ...
-    def singleton(
+    def singleton(  # noqa: PLR0913  # most programs name none of the limits
         self,
         name: str,
         function: ProcessFunction | None = None,
@@ -66,6 +70,8 @@ class OffersLeaders:
         safety: Literal["available"] | Quorum = "available",
         settle_s: float = 3.0,
         end_s: float = 5.0,
+        max_restarts: int = 3,
+        period_s: float = 60.0,
         backoff_s: tuple[float, float] = (0.25, 15.0),
     ) -> Any:
         """Offer a process of which one runs in the cluster, on one of the nodes that offer it.
@@ -79,7 +85,8 @@ class OffersLeaders:
 
         One of the nodes runs ``await function(process, *args)``, and the others stand by. It stays where it
         is until its node drains, stops, or is lost. When the function returns or raises, it begins anew on
-        the same node, after the pauses of a supervisor. Before a drain hands it over, it is told to end with
+        the same node, after the pauses of a supervisor; if it raises again and again, another node gets it.
+        Before a drain hands it over, it is told to end with
         ``"shutdown"``, and the next run begins when it has ended with all that it has spawned with a link.
 
         Args:
@@ -92,6 +99,10 @@ class OffersLeaders:
             settle_s: seconds for which nobody had it, and no connection came up, before a node takes it.
             end_s: seconds that a run has to end when it is handed over. Then it is killed. If it has still
                 not ended a second later, it stays on this node, and `DrainReport.unmoved` names it.
+            max_restarts: if it ends more often than that within ``period_s``, other than by returning, this
+                node gives it to another one on which it has not failed like this within a minute. If there is
+                no such node, it goes on here.
+            period_s: see ``max_restarts``.
             backoff_s: the shortest and the longest pause before it begins anew; the first restart has none.
 
         Raises:
@@ -102,7 +113,7 @@ class OffersLeaders:
 
         def offer(function: S) -> S:
             offered = self.singletons._offer  # noqa: SLF001  # completion must not show it
-            offered(name, function, args, safety, settle_s, end_s, backoff_s)
+            offered(name, function, args, safety, settle_s, end_s, (max_restarts, period_s, backoff_s))
             return function
 
         if function is None:

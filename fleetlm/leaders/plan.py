@@ -28,6 +28,8 @@ class Plan(Record):
         args: further arguments of the function.
         settle_s: see `Node.singleton`.
         end_s: likewise.
+        max_restarts: likewise.
+        period_s: likewise.
         backoff_s: likewise.
         quorum: likewise; None: available.
         memory: which slots have begun, for a cron job; else None.
@@ -38,6 +40,8 @@ class Plan(Record):
     args: tuple[Any, ...]
     settle_s: float
     end_s: float
+    max_restarts: int
+    period_s: float
     backoff_s: tuple[float, float]
     quorum: Quorum | None
     memory: SlotMemory | None = None

@@ -15,9 +15,11 @@ from fleetlm.entities.entity_calls import is_astray
 from fleetlm.errors import NodeStopped, NoProcess, NotDelivered, NotOwner, OutcomeUnknown
 from fleetlm.ids import Pid
 from fleetlm.leaders.cron import CronRun, Job
+from fleetlm.leaders.family import Family
 from fleetlm.leaders.leader import Leader
 from fleetlm.leaders.offering import Offering
 from fleetlm.leaders.plan import KEY, KIND_PREFIX, SHARD, Plan, kind_of
+from fleetlm.leaders.run_restarts import RunRestarts
 from fleetlm.leaders.schedule import slots_of, zone_of
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.messaging.deadline import within_deadline
@@ -39,6 +41,8 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0
 """Seconds between two looks for the run of a singleton that begins just now; the pause doubles."""
 CRON = "cron:"
 """What the names of the singletons begin with that run cron jobs."""
+JOB_RESTARTS: tuple[int, float, tuple[float, float]] = (3, 60.0, (0.25, 15.0))
+"""The limits of `Node.singleton`, for cron jobs. What their targets raise does not count."""
 MAX_ANCESTORS = 64
 """Processes between a run and one of its descendants that asks for the epoch."""
 
@@ -74,7 +78,6 @@ class Singletons:
         self._outbound = outbound
         self._codec = codec
         self._wall_ms = wall_ms
-        self._offered: dict[str, Offering] = {}
         self._known: dict[str, _Known] = {}
 
     # Where.
@@ -157,7 +160,7 @@ class Singletons:
         safety: Literal["available"] | Quorum,
         settle_s: float,
         end_s: float,
-        backoff_s: tuple[float, float],
+        restarts: tuple[int, float, tuple[float, float]],
     ) -> None:
         """See `Node.singleton`."""
         function = plain_class(function)
@@ -166,7 +169,7 @@ class Singletons:
         check_concrete(function)
         if name.startswith(CRON):
             raise ValueError(f"names that begin with {CRON!r} are those of cron jobs: use Node.cron")
-        self._start(Plan(name, function, args, settle_s, end_s, backoff_s, _quorum(safety)))
+        self._start(Plan(name, function, args, settle_s, end_s, *restarts, _quorum(safety)))
 
     def _cron(  # `Node.cron` names them
         self,
@@ -189,7 +192,7 @@ class Singletons:
         named = CRON + name
         teller = SlotTeller(kind_of(named), memory, quorum, self._shards, self._outbound)
         run = CronRun(job, memory, teller, self._wall_ms)
-        self._start(Plan(named, run, (), settle_s, end_s, (0.25, 15.0), quorum, memory))
+        self._start(Plan(named, run, (), settle_s, end_s, *JOB_RESTARTS, quorum, memory))
 
     async def withdraw(self, name: str, timeout: float | None = None) -> bool:
         """Offer a singleton on this node no more. If it runs here, another node takes it over first.
@@ -202,7 +205,7 @@ class Singletons:
         Returns:
             False if this node does not offer it.
         """
-        offering = self._offered.get(name)
+        offering = self._offering(name)
         if offering is None:
             return False
         await offering.withdraw(self._until(timeout))
@@ -214,8 +217,8 @@ class Singletons:
         for _ in range(MAX_ANCESTORS):
             if pid is None:
                 break
-            for offering in self._offered.values():
-                if offering.family.root == pid:
+            for offering in self._entities._hostings():  # noqa: SLF001  # hidden from programs
+                if isinstance(offering, Offering) and offering.family.root == pid:
                     return offering.epoch()
             known = self._local.process(pid)
             pid = None if known is None else known.parent
@@ -232,15 +235,22 @@ class Singletons:
             raise ValueError("settle_s and end_s are 0 or more seconds")
         if not 0 <= plan.backoff_s[0] <= plan.backoff_s[1] < math.inf:
             raise ValueError(f"backoff_s is a shortest and a longest pause, not {plan.backoff_s!r}")
-        offering = Offering(plan, self._shards, self._local, self._outbound, self._codec)
-        task = self._entities._add(offering)  # noqa: SLF001  # hidden from programs
-        self._offered[plan.name] = offering
-        task.add_done_callback(lambda _: self._forget(plan.name, offering))
+        if type(plan.max_restarts) is not int or plan.max_restarts < 0 or not 0 < plan.period_s < math.inf:
+            raise ValueError(
+                "max_restarts is a whole number from 0, and period_s a number of seconds above 0"
+            )
+        family = Family(self._local)
+        restarts = RunRestarts(plan.max_restarts, plan.period_s, plan.backoff_s)
 
-    def _forget(self, name: str, offering: Offering) -> None:
-        offering.family.kill("killed")
-        if self._offered.get(name) is offering:
-            del self._offered[name]
+        def make() -> Offering:
+            return Offering(plan, family, restarts, self._shards, self._local, self._outbound, self._codec)
+
+        self._entities._add(plan.kind, make)  # noqa: SLF001  # hidden from programs
+
+    def _offering(self, name: str) -> Offering | None:
+        """Return a singleton that this node offers."""
+        found = self._entities._hosted.get(kind_of(name))  # noqa: SLF001  # hidden from programs
+        return found if isinstance(found, Offering) else None
 
     def _owner(self, name: str) -> Owner | None:
         return self._shards.table.owner(kind_of(name), SHARD)

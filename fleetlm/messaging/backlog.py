@@ -8,6 +8,13 @@ turns of the loop the sources with a queue are served for `Settings.inbound_turn
 the other; the next turn begins with the next of them. So a peer that floods holds up itself, and other peers
 for the time of one turn.
 
+**Pauses.** A call takes two or three rounds of the loop until it is answered: its frame is read, its process
+goes on, the answer leaves. If each of these rounds had a turn of the queues in it, every call would take up
+to three turns longer. So a turn is followed by a pause, in which the rest of the node has the loop for
+itself. It lasts for a round at least, in which the sockets are read; then it ends with the first round in
+which nothing else was done, or when it has lasted as long as a turn may. So the rest of the node has half of
+the loop's time if it needs that, and what it does not need goes to the queues.
+
 A queue holds what is in flight on its connection, which the peer's window bounds; signals come on top. A peer
 that sends more than `Settings.max_unread_bytes` ignores its window.
 """
@@ -17,10 +24,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 Rest = Iterator[list[Any]]
 """The messages of a frame that were not delivered yet, in slices."""
+
+QUIET_S = 0.000_2
+"""A round of the loop that is shorter has done nothing else: it takes some 40 us, and a small call takes as
+long again. The pause of a round that was longer for another reason is bounded anyway."""
 
 
 class _Queue:
@@ -49,11 +61,12 @@ class Backlog:
         go_on: delivers more of a frame, and returns what is left of it then.
         take: takes a frame; what is left of it comes back through `begin`.
         is_over: whether the turn is over, and ``begin_turn`` begins the next one.
+        pause_s: seconds of a pause at most; 0 for none.
     """
 
     __slots__ = (
-        "_begin_turn", "_go_on", "_is_over", "_is_scheduled", "_loop", "_max_bytes", "_queues",
-        "_take",
+        "_begin_turn", "_ended_at", "_go_on", "_is_over", "_is_scheduled", "_looked_at", "_loop",
+        "_max_bytes", "_pause_s", "_queues", "_rounds", "_take",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +78,7 @@ class Backlog:
         take: Callable[[bytes, bytes, memoryview | None], None],
         begin_turn: Callable[[], None],
         is_over: Callable[[], bool],
+        pause_s: float = 0.0,
     ) -> None:
         self._loop = loop
         self._max_bytes = max_bytes
@@ -75,6 +89,13 @@ class Backlog:
         self._queues: dict[bytes, _Queue] = {}
         """By source; the one that is served next comes first."""
         self._is_scheduled = False
+        self._pause_s = pause_s
+        self._ended_at = 0.0
+        """When the last turn was over, on the clock of the system. A frame's first is `Inbound`'s."""
+        self._looked_at = 0.0
+        """When the last round of the loop was over in this pause."""
+        self._rounds = 0
+        """Rounds of the loop in this pause."""
 
     def __contains__(self, source: bytes) -> bool:
         """Whether what comes from this source must queue."""
@@ -143,10 +164,29 @@ class Backlog:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
+            self._begin_pause()
             self._loop.call_soon(self._turn)
 
+    def _begin_pause(self) -> None:
+        if self._pause_s:
+            self._ended_at = self._looked_at = monotonic()
+            self._rounds = 0
+
+    def _is_pausing(self) -> bool:
+        """Note that a round of the loop is over. Returns whether the rest of the node goes on first."""
+        now = monotonic()
+        round_s, self._looked_at = now - self._looked_at, now
+        self._rounds += 1
+        if now - self._ended_at >= self._pause_s:
+            return False
+        # What has come during the turn is read in the first round.
+        return self._rounds == 1 or round_s >= QUIET_S
+
     def _turn(self) -> None:
-        """Serve the sources one after the other until the turn is over."""
+        """Serve the sources one after the other until the turn is over; but first the rest of the node."""
+        if self._pause_s and self._is_pausing():
+            self._loop.call_soon(self._turn)
+            return
         self._is_scheduled = False
         self._begin_turn()
         for source in list(self._queues):

@@ -58,6 +58,7 @@ from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.spawn_pace import SpawnPace
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
@@ -178,6 +179,9 @@ class RemoteSpawn:
         signals: their links and monitors.
         outbound: sends requests and refuses when the node has been stopped.
         spawn: `Node.spawn`.
+
+    Attributes:
+        pace: how fast a peer may spawn here.
     """
 
     def __init__(
@@ -197,6 +201,7 @@ class RemoteSpawn:
         self._signals = signals
         self._outbound = outbound
         self._spawn_function = spawn
+        self.pace: SpawnPace = SpawnPace(context.loop, context.settings.spawns_per_s)
         self._spawner_of: dict[int, str] = {}
         """Number of a process of this node → the node that has asked for it."""
         self._spawned: Counter[str] = Counter()

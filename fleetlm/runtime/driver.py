@@ -170,6 +170,7 @@ class Driver:
             take=self._take_frame,
             begin_turn=inbound.begin_turn,
             is_over=inbound.is_over,
+            pause_s=inbound.pause_s,
         )
         self._last_words = LastWords(self._loop, self._backlog)
         self._timer: asyncio.TimerHandle | None = None

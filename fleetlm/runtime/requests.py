@@ -6,6 +6,7 @@ verbs, their arguments and replies.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import (
@@ -124,6 +125,13 @@ class PeerRequests:
         if verb == "overview":
             self._facts.asked_for_overview(argument, call)
             return
+        if verb == "spawn":
+            self._remote_spawn.pace.take(session, partial(self._reply, session, verb, argument, call))
+        else:
+            self._reply(session, verb, argument, call)
+
+    def _reply(self, session: Session, verb: str, argument: Any, call: Call) -> None:
+        """Perform a request and answer it."""
         try:
             call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, IsDraining, NoFactory, NoProcess, NotAllowed) as error:

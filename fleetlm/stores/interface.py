@@ -73,7 +73,8 @@ class Store(Protocol):
 
     All nodes that host a kind use the same data. The methods are called on the event loop of a node, many at
     a time; one entity has at most one operation under way at each of its owners. A store has a bound for what
-    waits in it. Its ``repr`` names it in errors and logs.
+    waits in it. Its ``repr`` names it in errors and logs. It may have a text ``place`` that says where the
+    data is: `fleetlm doctor` names hosts whose stores have other ones.
     """
 
     async def load(self, kind: str, key: str, fence: Fence) -> Stored:

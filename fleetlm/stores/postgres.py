@@ -171,10 +171,10 @@ class PostgresStore:
         self._is_made = False
         """Whether the tables exist."""
         self._is_closed = False
-        self._place = _describe(psycopg, conninfo)
+        self.place: str = _describe(psycopg, conninfo)
 
     def __repr__(self) -> str:
-        return f"<PostgresStore {self._place}>"
+        return f"<PostgresStore {self.place}>"
 
     async def __aenter__(self) -> Self:
         await self.open()

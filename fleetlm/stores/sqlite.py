@@ -33,7 +33,8 @@ class SQLiteStore:
         synchronous: ``"full"``: what was stored survives a power cut, if the disk keeps what it says it has
             written. ``"normal"``: it survives a crash of the process, and a power cut may take the last
             writes; faster by far on disks that are slow to confirm.
-        busy_s: seconds to wait while another process writes.
+        busy_s: seconds to wait while other processes write. They share the file evenly. One that is stopped
+            in the middle of a write (SIGSTOP) keeps all others from writing until it goes on or is killed.
         most_waiting: operations that wait for the disk at most; more are refused with `StoreFailed`.
         waiting_bytes: bytes of the states in them, likewise.
 
@@ -64,6 +65,11 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self.path}>"
+
+    @property
+    def place(self) -> str:
+        """Where the data is."""
+        return self.path
 
     async def __aenter__(self) -> Self:
         await self.open()

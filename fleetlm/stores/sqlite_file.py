@@ -1,8 +1,9 @@
 """The file of a `SQLiteStore`: how it is opened and checked, and what one transaction does.
 
 Several processes may have the same file open. SQLite lets one of them write at a time, and its write-ahead
-log (WAL) lets the others read meanwhile. With ``synchronous=FULL`` a commit is on the disk when it returns;
-`run` therefore does many operations in one transaction, which share the wait for the disk.
+log (WAL) lets the others read meanwhile; `sqlite_turns` says who waits for how long. With
+``synchronous=FULL`` a commit is on the disk when it returns; `run` therefore does many operations in one
+transaction, which share the wait for the disk.
 
 A batch of loads whose fences this process has raised before needs no lock for writing; any other batch begins
 with one (``BEGIN IMMEDIATE``), so that nothing that it has read changes before its end.
@@ -16,12 +17,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fleetlm.errors import StoreError, StoreFailed
 from fleetlm.records import Record
 from fleetlm.stores.interface import DROPPED_S, Fence, Stored, check_fence, check_version
+from fleetlm.stores.sqlite_turns import Turns
 from fleetlm.texts import text_of
 
 APPLICATION_ID = 0x464C4D53
@@ -44,16 +47,20 @@ _PURGED_AT_ONCE = 1_000
 """Rows of dropped states that one transaction removes."""
 _MAX_RAISED = 100_000
 """Fences that are remembered as raised; more than the shards of some dozens of kinds."""
-_WAL_PAUSE_S = 0.02
-"""Seconds between two attempts to switch the log on while another process does the same."""
+_PRIMARY_CODE = 0xFF
+"""The bits of an error code of SQLite that are not its details."""
 _HINTS = {
     "readonly": "the process may not write to the file or to its folder, where SQLite needs two files more",
     "disk is full": "make room on the disk; what was stored before is safe",
-    "locked": "another process holds the file for longer than busy_s; is it open in a tool?",
+    "locked": "another process holds the file for longer than busy_s; is it open in a tool, or is a process "
+    "stopped (SIGSTOP) in the middle of a write?",
     "not a database": "the path names a file of another kind",
     "malformed": "the file is damaged; restore it from a backup",
 }
 """What to do, by a part of SQLite's own text."""
+
+
+T = TypeVar("T")
 
 
 class Operation(Record):
@@ -98,16 +105,14 @@ class SQLiteFile:
         self._path = path
         self._raised: dict[tuple[str, int], int] = {}
         """Kind and shard → the epoch to which this process has raised the fence."""
+        self._turns = Turns(busy_s)
         _create(path)
         try:
-            self._db = sqlite3.connect(path, timeout=busy_s, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=0, isolation_level=None)
         except sqlite3.Error as error:
             raise self._failure(error) from error
         try:
-            self._prepare(synchronous, busy_s)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise self._failure(error) from error
+            self._in_turn(lambda: self._prepare(synchronous))
         except StoreFailed:
             self._db.close()
             raise
@@ -125,17 +130,10 @@ class SQLiteFile:
             for each in operations
         )
         try:
-            self._db.execute("BEGIN" if is_read else "BEGIN IMMEDIATE")
-            checked: dict[tuple[str, int], int] = {}
-            outcomes = [self._perform(each, checked) for each in operations]
-            if any(each.what == "drop" for each in operations):
-                self._purge()
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+            outcomes, checked = self._in_turn(lambda: self._transact(operations, is_read=is_read))
+        except StoreFailed:
             raised.clear()
-            if self._db.in_transaction:
-                self._roll_back()
-            raise self._failure(error) from error
+            raise
         if len(raised) >= _MAX_RAISED:
             raised.clear()
         raised.update(checked)
@@ -147,10 +145,44 @@ class SQLiteFile:
 
     # Internals.
 
-    def _prepare(self, synchronous: str, busy_s: float) -> None:
-        """Look whose file it is, make the tables, and set what a connection needs."""
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do something; again and again while other processes write. Raises: StoreFailed."""
+        turns = self._turns
+        time.sleep(turns.first_pause_s(time.monotonic()))
+        began_at = time.monotonic()
+        while True:
+            try:
+                done = work()
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._roll_back()
+                pause_s = turns.next_pause_s(began_at, time.monotonic()) if _is_busy(error) else None
+                if pause_s is None:
+                    raise self._failure(error) from error
+                time.sleep(pause_s)
+            else:
+                turns.ended(time.monotonic())
+                return done
+
+    def _transact(
+        self, operations: list[Operation], *, is_read: bool
+    ) -> tuple[list[Outcome], dict[tuple[str, int], int]]:
+        """Do operations in one transaction. Returns their outcomes, and the fences that they raised."""
+        self._db.execute("BEGIN" if is_read else "BEGIN IMMEDIATE")
+        checked: dict[tuple[str, int], int] = {}
+        outcomes = [self._perform(each, checked) for each in operations]
+        if any(each.what == "drop" for each in operations):
+            self._purge()
+        self._db.execute("COMMIT")
+        return outcomes, checked
+
+    def _prepare(self, synchronous: str) -> None:
+        """Look whose file it is, make the tables, and set what a connection needs. May be done again."""
         self._check_owner()
-        self._switch_log_on(busy_s)
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            why = f"SQLite cannot keep a write-ahead log there (its journal is {mode!r}); use a local disk"
+            raise StoreFailed(self._path, why)
         for pragma in (
             f"synchronous = {synchronous.upper()}",
             "fullfsync = 1",  # For macOS, where a plain fsync does not reach the disk.
@@ -178,22 +210,6 @@ class SQLiteFile:
         if application or version or self._number("SELECT count(*) FROM sqlite_master"):
             raise StoreFailed(self._path, "it is the database of another program; choose another path")
         return False
-
-    def _switch_log_on(self, busy_s: float) -> None:
-        """Have commits written to a log first. SQLite does not wait by itself for others that do the same."""
-        until, mode = time.monotonic() + busy_s, ""
-        while True:
-            try:
-                (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
-            except sqlite3.OperationalError as error:
-                if "locked" not in text_of(error) or time.monotonic() >= until:
-                    raise
-                time.sleep(_WAL_PAUSE_S)
-            else:
-                break
-        if mode != "wal":
-            why = f"SQLite cannot keep a write-ahead log there (its journal is {mode!r}); use a local disk"
-            raise StoreFailed(self._path, why)
 
     def _perform(self, asked: Operation, checked: dict[tuple[str, int], int]) -> Outcome:
         """Do an operation. Each step of SQLite gives other threads a turn, so there are few.
@@ -276,6 +292,11 @@ class SQLiteFile:
         text = text_of(error)
         hint = next((hint for part, hint in _HINTS.items() if part in text), "")
         return StoreFailed(self._path, f"SQLite says {text!r}{': ' if hint else ''}{hint}")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process has a lock that was needed."""
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 def _create(path: str) -> None:

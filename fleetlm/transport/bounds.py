@@ -14,7 +14,10 @@ connection that exceeds one of these bounds, and everything that libzmq holds of
 * *Time.* A connection is a stranger's until the handshake of two nodes has shown that it is a peer's half
   (`Bounds.admit`). It has `Settings.stranger_s` for that, not counting the time in which this node's own
   loop stood still.
-* *Bytes.* A handshake is a handful of small frames: a stranger may send `STRANGER_BYTES`.
+* *Frames.* A handshake is a handful of small frames: a stranger may send `STRANGER_FRAMES` of them, and
+  `STRANGER_BYTES`. Before its HELLO is read an honest node sends nothing else, whatever this node's loop
+  does meanwhile, so no more than `STRANGER_BYTES` of it may be unread until then. That is less than libzmq
+  needs to be kept busy: a frame of two bytes takes 64 in memory until it is read.
 * *Counts.* `Settings.max_strangers` at a time. Where there are more, those of the address that has most of
   them go first, the oldest first: so the newcomer that is about to shake hands finds a place, however many
   an attacker opens. One address alone may have a quarter; there the latest ones are refused, so that
@@ -43,8 +46,8 @@ STRANGER_BYTES: Final = 4 * MAX_HANDSHAKE_BYTES
 """Bytes of frames that a stranger may send: a HELLO, a READY for each attempt, a PROBE with padding."""
 DECODED_AT_ONCE: Final = 64 * 1024
 """Bytes that libzmq may have taken from the kernel and not looked at yet; it takes 8 KiB at a time."""
-LEAST_FRAME_BYTES: Final = 64
-"""A smaller frame counts as so many bytes, which is what libzmq needs to keep it."""
+STRANGER_FRAMES: Final = 32
+"""Frames that a stranger may send: a HELLO, some PROBEs, and a READY for each dial of this node."""
 WINDOWS_UNREAD: Final = 4
 """`Settings.unread_bytes` is at least so many windows: those of the peer, and its tables."""
 SHARE_OF_ADDRESS: Final = 4
@@ -105,8 +108,11 @@ class Accepted:
         since: when it was accepted.
         read_bytes: bytes on the wire of the frames that were read.
         said_bytes: bytes of the frames that were read while it was a stranger's.
+        said_frames: how many these were.
+        is_introduced: whether a HELLO was among them.
         unread_bytes: what was found unread at the last look.
         is_peer: whether it is a half of a connection that is up.
+        was_peer: whether it is or was.
         is_over: whether its frames are dropped, since its connection of two nodes is over.
         is_cut: whether it was ended.
         mark: see `Bounds._correct`.
@@ -114,8 +120,8 @@ class Accepted:
     """
 
     __slots__ = (
-        "fd", "identity", "is_cut", "is_over", "is_peer", "mark", "read_bytes", "said_bytes", "since",
-        "source", "taken", "unread_bytes",
+        "fd", "identity", "is_cut", "is_introduced", "is_over", "is_peer", "mark", "read_bytes", "said_bytes",
+        "said_frames", "since", "source", "taken", "unread_bytes", "was_peer",
     )  # fmt: skip
 
     def __init__(self, fd: int, identity: Identity | None, now: float) -> None:
@@ -125,8 +131,11 @@ class Accepted:
         self.source: bytes | None = None
         self.read_bytes: int = 0
         self.said_bytes: int = 0
+        self.said_frames: int = 0
+        self.is_introduced: bool = False
         self.unread_bytes: int = 0
         self.is_peer: bool = False
+        self.was_peer: bool = False
         self.is_over: bool = False
         self.is_cut: bool = False
         self.mark: Mark | None = None
@@ -205,7 +214,7 @@ class Bounds:
     def admit(self, known: Accepted) -> None:
         """A connection is a half of one that is up."""
         self.forget(known)
-        known.is_peer = True
+        known.is_peer = known.was_peer = True
 
     def forget(self, known: Accepted) -> None:
         """A connection is no stranger's any more, or is over. Idempotent."""
@@ -218,13 +227,19 @@ class Bounds:
         if not own:
             del self._by_ip[known.ip]
 
-    def hear(self, known: Accepted, size_bytes: int) -> list[Offence]:
+    def hear(self, known: Accepted, size_bytes: int, *, is_hello: bool) -> list[Offence]:
         """Count a frame of a stranger. Returns the stranger if it has said too much."""
-        known.said_bytes += max(size_bytes, LEAST_FRAME_BYTES)
-        if known.said_bytes <= STRANGER_BYTES:
+        known.said_bytes += size_bytes
+        known.said_frames += 1
+        known.is_introduced = known.is_introduced or is_hello
+        if known.said_bytes > STRANGER_BYTES:
+            said = f"{STRANGER_BYTES // 1024} KiB"
+        elif known.said_frames > STRANGER_FRAMES:
+            said = f"{STRANGER_FRAMES} frames"
+        else:
             return []
         self.forget(known)
-        return [(known, f"it sent more than {STRANGER_BYTES // 1024} KiB, and is not connected as a node")]
+        return [(known, f"it sent more than {said}, and is not connected as a node")]
 
     def expire(self, now: float) -> list[Offence]:
         """Return the strangers whose time is over, up to `MAX_EXPIRED` of them."""
@@ -264,6 +279,9 @@ class Bounds:
         self._strangers_unread_bytes += unread - known.unread_bytes
         known.unread_bytes = unread
         offences: list[Offence] = []
+        if not known.is_introduced and unread > STRANGER_BYTES:
+            self.forget(known)
+            return [(known, f"it sent {unread // 1024:,} KiB before it was heard, and no node begins so")]
         if unread > self._stranger_unread_bytes:
             self.forget(known)
             offences.append((known, _describe(unread)))
@@ -274,7 +292,9 @@ class Bounds:
         return offences
 
     def is_suspect(self, known: Accepted) -> bool:
-        """Whether so much of a connection is unread that it may be a message without end."""
+        """Whether so much of a connection is unread that it may soon be too much."""
+        if known in self._strangers and not known.is_introduced:
+            return known.unread_bytes > STRANGER_BYTES // 8
         return known.unread_bytes > self._most_unfinished(known)
 
     def _most_unfinished(self, known: Accepted) -> int:

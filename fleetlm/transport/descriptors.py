@@ -25,6 +25,8 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from fleetlm.names import canonical_ip
+from fleetlm.transport.leftovers import EVERYBODY
+from fleetlm.transport.packet_filter import INSTRUCTION_BYTES, drop_all, drop_from
 from fleetlm.transport.tcp import copy_of
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -53,8 +55,6 @@ _COUNT_BELOW: Final = 256
 
 _ATTACH_FILTER: Final = 26
 _DETACH_FILTER: Final = 27
-_DROP: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
-"""The program of the filter, one instruction of classic BPF: return 0, pass on no byte of the packet."""
 
 
 class Descriptors:
@@ -124,6 +124,7 @@ class Accepting:
         self._sockets = list(_find_listeners(ips, port)) if sys.platform.startswith("linux") else []
         self._spare: list[int] = []
         self.is_paused: bool = False
+        self._turned_away: frozenset[str] = frozenset()
         self._told_at = -math.inf
         self._take_spare()
 
@@ -131,8 +132,7 @@ class Accepting:
         """Pause or resume, whichever ``free`` descriptors ask for. Logs it, once in `QUIET_S`."""
         if not self.is_paused and free < FDS_TO_ACCEPT:
             self.is_paused = True
-            program = array("B", _DROP)  # Nothing may be imported here: that takes a descriptor.
-            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, program.buffer_info()[0]))
+            self._attach(drop_all())  # Nothing may be imported here: that takes a descriptor.
             self._close_waiting()
             if now < self._told_at + QUIET_S:
                 return
@@ -148,8 +148,18 @@ class Accepting:
         elif self.is_paused and free >= FDS_KEPT + SPARE_FDS:
             self.is_paused = False
             self._take_spare()
-            self._filter(_DETACH_FILTER, struct.pack("i", 0))
+            self.turn_away(self._turned_away)
             log.debug("enough file descriptors are free again: this node dials and accepts connections")
+
+    def turn_away(self, ips: frozenset[str]) -> None:
+        """Take no connection from these addresses, or from any if `EVERYBODY` is given; replaces what was."""
+        self._turned_away = ips
+        if self.is_paused:
+            return  # No connection is taken anyway, and what was given follows when it goes on.
+        if ips:
+            self._attach(drop_all() if ips == EVERYBODY else drop_from(ips))
+        else:
+            self._filter(_DETACH_FILTER, struct.pack("i", 0))
 
     def close(self) -> None:
         """Close what this object holds. Idempotent."""
@@ -158,6 +168,12 @@ class Accepting:
         self._sockets.clear()
         while self._spare:
             os.close(self._spare.pop())
+
+    def _attach(self, program: bytes) -> None:
+        held = array("B", program)
+        self._filter(
+            _ATTACH_FILTER, struct.pack("HP", len(program) // INSTRUCTION_BYTES, held.buffer_info()[0])
+        )
 
     def _filter(self, option: int, value: bytes) -> None:
         for each in self._sockets:

@@ -49,6 +49,7 @@ from fleetlm.settings import Settings
 from fleetlm.transport.bounds import ENCRYPTED, PLAIN, Accepted, Bounds, Offence
 from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
+from fleetlm.transport.leftovers import Leftovers
 from fleetlm.transport.listening import Listening
 from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, explain_refusal_here
 from fleetlm.transport.sockets import (
@@ -88,6 +89,7 @@ UNKNOWN_IP: Final = "a connection that ended before its address was read"
 up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
 
 _CHUNK = bytes((Kind.CHUNK,))
+_HELLO = bytes((Kind.HELLO,))
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
@@ -121,6 +123,7 @@ class Router:
         self._refuse = refuse
         """From the address of this machine at which a connection arrived to the reason why it must end."""
         self._bounds = Bounds(settings, max_descriptors)
+        self._leftovers = Leftovers()
         self._overhead = ENCRYPTED if keys else PLAIN
         self._accepted: dict[int, Accepted] = {}
         """Every established connection, by descriptor."""
@@ -170,6 +173,10 @@ class Router:
         # Edge-triggered: ZeroMQ wakes only readers that have looked and found nothing, so look once.
         self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         self._read_soon()
+
+    def turn_away_with(self, turn_away: Callable[[frozenset[str]], None]) -> None:
+        """Call this with the addresses from which no connection may be accepted; see `Leftovers`."""
+        self._leftovers.turn_away = turn_away
 
     def close(self) -> None:
         """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""
@@ -275,7 +282,7 @@ class Router:
                     size += self._take_parts(known, part, self._frames_read + frames)
                     continue
                 known.read_bytes += length + (small_bytes if length <= most_of_small else large_bytes)
-                if known.is_peer or self._may_speak(known, length):
+                if known.is_peer or self._may_speak(known, frame):
                     if self._ending and source in self._ending:
                         self._ending[source] = (self._frames_read + frames, self._ending[source][1])
                     arrived(source, frame)
@@ -314,6 +321,8 @@ class Router:
                     self._ending[known.source] = (number, self._ending[known.source][1])
                 self._listener.frame_arrived(known.source, first.bytes, part.buffer)
                 return len(part)
+        if known is None:
+            self._leftovers.read(len(part) + self._overhead.small_bytes)
         self._drop(known, part)
         return 0
 
@@ -324,14 +333,18 @@ class Router:
             self._end_drained_sources(drained)
         if drained:
             self._drains += 1
+            if self._leftovers.left_bytes:
+                self._leftovers.end()
         else:
             self._read_soon()
 
-    def _may_speak(self, known: Accepted, size_bytes: int) -> bool:
+    def _may_speak(self, known: Accepted, frame: bytes) -> bool:
         """Whether a frame that is not of a peer is passed on."""
         if known.is_cut or known.is_over:
+            if not known.was_peer:
+                self._leftovers.read(len(frame) + self._overhead.small_bytes)
             return False
-        self._end_offenders(self._bounds.hear(known, size_bytes))
+        self._end_offenders(self._bounds.hear(known, len(frame), is_hello=frame[:1] == _HELLO))
         return not known.is_cut
 
     def _drop(self, known: Accepted | None, part: zmq.Frame) -> None:
@@ -473,7 +486,11 @@ class Router:
         known.is_cut, known.is_peer = True, False
         self._bounds.forget(known)
         if self._copies is not None and known.identity is not None and self._accepted.get(known.fd) is known:
-            self._copies.shut_down(known.fd, known.identity)
+            taken = self._copies.shut_down(known.fd, known.identity)
+            if taken is not None and not known.was_peer:
+                self._leftovers.add(known.ip, taken - known.read_bytes)
+                if said := self._leftovers.tell(self._loop.time()):
+                    log.warning("%s", said)
 
     def _new_ending(self) -> tuple[int, float]:
         return _NOT_COUNTED, self._loop.time() + LAST_FRAMES_TIMEOUT_S

@@ -237,6 +237,7 @@ class ZmqTransport:
             ) from error
         self._own_ips = listening.ips
         self._accepting = Accepting(self._own_ips, listening.port)
+        self._router.turn_away_with(self._accepting.turn_away)
         self._context = context
         self._port = listening.port
         self._roads.start(self._loop, listener, self.disconnect, self._road_lost)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from tests.support.patience import allowed_s, slowness
 from tests.system.entity_fleet import WORKERS, EntityFleet
 from tests.system.entity_ledger import REFUSED, UNKNOWN
+from tests.system.program_fleet import STORE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +43,7 @@ def test_rolling_restarts_leave_no_gap_and_fail_no_request(tmp_path: Path, lease
 @pytest.mark.deadline(180)
 def test_after_kills_everything_that_was_acknowledged_is_in_the_store(tmp_path: Path) -> None:
     rng = random.Random(11)
-    env = {"ENTITY_STORE": str(tmp_path / "sessions.db"), "ENTITY_IDLE_S": "2", "ENTITY_SESSIONS": "200"}
+    env = {"ENTITY_STORE": str(tmp_path / STORE), "ENTITY_IDLE_S": "2", "ENTITY_SESSIONS": "200"}
     with EntityFleet(tmp_path, env) as fleet:
         for _ in range(2 * ROUNDS):
             fleet.kill(rng.choice(WORKERS))
@@ -63,7 +62,7 @@ def test_an_owner_that_was_frozen_is_fenced_before_it_serves(tmp_path: Path) -> 
         "FLEETLM_NODE_TIMEOUT_MS": str(int(lease_s * 1_000)),
         "ENTITY_OWN_CALLS": "30",
         "ENTITY_SESSIONS": "200",
-        "ENTITY_STORE": str(tmp_path / "sessions.db"),
+        "ENTITY_STORE": str(tmp_path / STORE),
     }
     with EntityFleet(tmp_path, env) as fleet:
         for number in WORKERS:
@@ -78,11 +77,14 @@ def test_an_owner_that_was_frozen_is_fenced_before_it_serves(tmp_path: Path) -> 
 def freeze(fleet: EntityFleet, number: int) -> None:
     """Freeze a host until the others serve its sessions, and wait until it serves again itself."""
     name = fleet.fleet.name(number)
-    runs = fleet.account().runs
-    mine = {key for key in runs if key.startswith("s-") and max(runs[key]).node.startswith(name)}
-    assert mine, f"{name} owns no session"
-    fleet.signal(number, signal.SIGSTOP)
-    frozen_at = time.monotonic()
+
+    def owned() -> set[str]:
+        runs = fleet.account().runs
+        return {key for key in runs if key.startswith("s-") and max(runs[key]).node.startswith(name)}
+
+    fleet.wait(owned, TAKES_OVER_S, f"{name} serves no session", LOOK_S)
+    mine = owned()
+    frozen_at = fleet.freeze(number)
 
     def is_taken_over() -> bool:
         runs = fleet.account().runs
@@ -91,8 +93,7 @@ def freeze(fleet: EntityFleet, number: int) -> None:
     try:
         fleet.wait(is_taken_over, TAKES_OVER_S, f"nobody has taken over from {name}", LOOK_S)
     finally:
-        fleet.signal(number, signal.SIGCONT)
-    thawed_at = time.monotonic()
+        thawed_at = fleet.thaw(number)
 
     def serves_again() -> bool:
         return any(

@@ -35,6 +35,11 @@ class Job:
         return [round((slot.at - self.slots[0].at).total_seconds()) for slot in self.slots]
 
 
+def offered(node: Node) -> Any:
+    """Return the job on a node."""
+    return node.singletons._offering("cron:job")
+
+
 async def declare(
     fleet: Fleet, count: int, job: Any, schedule: str | float = 10, **options: Any
 ) -> list[Node]:
@@ -244,7 +249,7 @@ async def test_the_others_know_of_a_slot_before_it_begins(fleet: Fleet) -> None:
     nodes: list[Node] = []
 
     async def look(slot: CronSlot) -> None:
-        memories = [node.singletons._offered["cron:job"].plan.memory for node in nodes]
+        memories = [offered(node).plan.memory for node in nodes]
         settled = [memory.settled_ms for memory in memories if memory is not None]
         known.append(settled == [int(slot.at.timestamp() * 1000)] * 3)
 
@@ -357,7 +362,7 @@ async def test_another_epoch_that_has_begun_a_slot_keeps_it(fleet: Fleet) -> Non
     shards, outbound = nodes[0]._parts.replicated_shards, nodes[0]._parts.outbound
     memory = SlotMemory()
     teller = SlotTeller("singleton:cron:job", memory, None, shards, outbound)
-    other = nodes[1].singletons._offered["cron:job"].plan.memory
+    other = offered(nodes[1]).plan.memory
     assert other is not None
     epoch = other.epoch
     slot = other.settled_ms + 5

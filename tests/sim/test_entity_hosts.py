@@ -192,7 +192,7 @@ async def test_a_kind_whose_host_ends_again_and_again_is_given_up_and_others_ser
         hosting = hosting_of(one)
         nodes[0].exit(hosting.process.pid, "kill")
         await fleet.until(lambda: one.entities._hosted.get("s") is not hosting)  # noqa: B023
-    assert "this node hosts it no more" in caplog.text
+    assert "It is hosted here no more: others take it over" in caplog.text
     assert one.entities._hosted == {}
     await fleet.until(lambda: set(refs.shards().values()) == {two.name} and len(refs.shards()) == 8)
     assert await refs["a"].call(Session.append, "x") == 1

@@ -22,6 +22,8 @@ from fleetlm import (
     Supervisor,
     handler,
 )
+from fleetlm.entities import kinds
+from fleetlm.leaders import offering as offering_module, run_restarts
 from fleetlm.testing import Fleet
 from tests.sim.leader_world import LeaderWorld, offering
 from tests.sim.seeded import most_are_long, run_stories
@@ -43,6 +45,7 @@ class Boss:
         self.clean_up_s = 0.0
         self.is_deaf = False
         self.fails = 0
+        self.fails_on: set[str] = set()
 
     async def __call__(self, process: Process) -> None:
         """Run, and answer calls."""
@@ -52,8 +55,8 @@ class Boss:
         self.began.append((name, process.epoch))
         self.times.append(asyncio.get_running_loop().time())
         try:
-            if self.fails:
-                self.fails -= 1
+            if self.fails or name in self.fails_on:
+                self.fails = max(0, self.fails - 1)
                 raise ValueError("as the test wants it")
             async for call in process.mailbox:
                 if call.message == "die":
@@ -214,7 +217,7 @@ async def test_a_newcomer_never_takes_it(fleet: Fleet) -> None:
 @pytest.mark.parametrize("options", [{}, quorum(3)], ids=["available", "quorum"])
 async def test_it_begins_anew_with_pauses_and_higher_epochs(fleet: Fleet, options: dict[str, Any]) -> None:
     boss = Boss()
-    nodes = await offers(fleet, 3, boss, backoff_s=(1.0, 4.0), **options)
+    nodes = await offers(fleet, 3, boss, backoff_s=(1.0, 4.0), max_restarts=5, **options)
     leader = home(nodes)
     boss.fails = 4
     with pytest.raises(Exception, match="because"):
@@ -226,6 +229,90 @@ async def test_it_begins_anew_with_pauses_and_higher_epochs(fleet: Fleet, option
     assert epochs == sorted(set(epochs))
     assert {name for name, _ in boss.began} == {leader.name}
     assert await nodes[1].singletons.call("boss", "hi") == [leader.name, epochs[-1]]
+
+
+@pytest.mark.parametrize("options", [{}, quorum(3)], ids=["available", "quorum"])
+async def test_a_node_on_which_it_fails_again_and_again_gives_it_to_another_one(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    boss = Boss()
+    nodes = await offers(fleet, 3, boss, **options)
+    leader, began = home(nodes), len(boss.began)
+    boss.fails_on = {leader.name}
+    leader.exit(await leader.singletons.find("boss"), "kill")
+    await fleet.until(lambda: boss.running not in ([], [leader.name]), timeout=20)
+    failed = boss.began[began:-1]
+    assert [name for name, _ in failed] == [leader.name] * 3, "the kill, and three restarts"
+    assert boss.began[-1][1] > failed[-1][1]
+    assert boss.most == 1
+    assert "here it has ended more than 3 times within 60 s" in caplog.text
+    await fleet.sleep(5)
+    assert await leader.singletons.call("boss", "hi") == [home(nodes).name, boss.began[-1][1]]
+    assert len(boss.began) == began + 4
+
+
+async def test_what_fails_on_every_node_goes_round_with_pauses_and_is_never_without_one(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    boss = Boss()
+    nodes = await offers(fleet, 2, boss)
+    boss.fails_on = {node.name for node in nodes}
+    leader, began_at = home(nodes), fleet.now
+    leader.exit(await leader.singletons.find("boss"), "kill")
+    free_s, looks = 0.0, 0
+    while fleet.now < began_at + 300:
+        await fleet.sleep(0.5)
+        looks += 1
+        free_s += 0.5 * (nodes[0].singletons.where("boss") is None)
+    assert free_s == 0
+    names = [name for name, _ in boss.began]
+    moves = sum(earlier != later for earlier, later in pairwise(names))
+    assert 3 <= moves <= 300 / run_restarts.STAND_BACK_S + 1
+    assert 300 / 15 < len(names) < 60
+    assert min(names.count(node.name) for node in nodes) > len(names) / 4
+    said = caplog.text.count("no other node takes it")
+    assert 1 <= said <= 300 / offering_module.STAYS_LOG_S + 1
+    boss.fails_on.clear()
+    await fleet.until(lambda: boss.running, timeout=20)
+    assert boss.most == 1
+    leader = home(nodes)
+    assert (await leader.drain(20)).was_clean, "who has given up a moment ago takes it from one that leaves"
+
+
+async def test_what_returns_is_never_given_up(fleet: Fleet) -> None:
+    ran: list[str] = []
+
+    async def boss(process: Process) -> None:
+        ran.append(process.node.name)
+
+    for node in await fleet.start(2):
+        node.singleton("boss", boss, backoff_s=(0.1, 0.1), settle_s=0)
+    await fleet.until(lambda: len(ran) > 20, timeout=30)
+    assert len(set(ran)) == 1
+
+
+@pytest.mark.parametrize("options", [{}, quorum(1)], ids=["available", "quorum"])
+async def test_a_host_process_that_dies_is_started_anew_a_few_times(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    boss = Boss()
+    boss.clean_up_s = 2.0
+    (node,) = await offers(fleet, 1, boss, settle_s=0.5, **options)
+    for count in range(1, kinds.MAX_RESTARTS + 2):
+        here = offering(node)
+        assert here is not None
+        assert here.process is not None
+        node.exit(here.process.pid, "kill")
+        await fleet.until(lambda: offering(node) is not here)  # noqa: B023
+        if count <= kinds.MAX_RESTARTS:
+            await fleet.until(lambda: len(boss.began) == count + 1, timeout=30)  # noqa: B023
+    assert boss.most == 1, "the next one waits for the clean-up of the former one"
+    assert boss.began == sorted(set(boss.began), key=lambda run: run[1])
+    assert "no other node has it" in caplog.text
+    assert offering(node) is None
+    await fleet.until(lambda: not boss.running)
+    node.singleton("boss", boss)  # As a program may try again.
+    await fleet.until(lambda: boss.running, timeout=30)
 
 
 @pytest.mark.parametrize("options", [{}, quorum(3)], ids=["available", "quorum"])
@@ -427,6 +514,35 @@ async def test_a_killed_entity_leaves_no_second_run(fleet: Fleet) -> None:
     assert boss.began[1][1] > boss.began[0][1]
 
 
+async def test_the_end_of_the_entity_of_a_run_makes_its_pause_no_shorter(fleet: Fleet) -> None:
+    boss = Boss()
+    (node,) = await offers(fleet, 1, boss, backoff_s=(8.0, 8.0))
+    node.exit(await node.singletons.find("boss"), "kill")
+    await fleet.until(lambda: len(boss.began) == 2)
+    node.exit(await node.singletons.find("boss"), "kill")
+    await fleet.until(lambda: not boss.running)
+    here, count = offering(node), len(boss.began)
+    assert here is not None
+    for seat in list(here.seats.values()):
+        node.exit(seat.process.pid, "kill")
+    await fleet.sleep(7)
+    assert len(boss.began) == count
+    await fleet.until(lambda: len(boss.began) == count + 1, timeout=3)
+
+
+async def test_nodes_that_offer_it_with_another_safety_are_named(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await fleet.start(2)
+    one.singleton("boss", Boss())
+    two.singleton("boss", Boss(), **quorum(3))
+    await fleet.until(lambda: caplog.text.count("singleton:boss is not hosted alike on all nodes") == 2)
+    (kind,) = one.entities.info()
+    assert kind.disagreeing == {two.name: "safety Quorum(expected=3, lease_s=4)"}
+    (kind,) = two.entities.info()
+    assert kind.disagreeing == {one.name: "safety available"}
+
+
 async def test_what_cannot_be_offered_is_refused(fleet: Fleet) -> None:
     (node,) = await fleet.start(1)
     node.singleton("boss", Boss())
@@ -435,6 +551,8 @@ async def test_what_cannot_be_offered_is_refused(fleet: Fleet) -> None:
         (ValueError, {"name": "cron:x"}),
         (ValueError, {"settle_s": -1}),
         (ValueError, {"backoff_s": (2.0, 1.0)}),
+        (ValueError, {"max_restarts": -1}),
+        (ValueError, {"period_s": 0.0}),
         (TypeError, {"safety": "both"}),
         (TypeError, {"function": 7}),
     ]

@@ -25,6 +25,7 @@ from fleetlm.transport.descriptors import (
     Descriptors,
     count_free,
 )
+from fleetlm.transport.leftovers import EVERYBODY
 from tests.support.transport_rig import PORT, free_ip
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="packet filters are Linux's")
@@ -37,9 +38,9 @@ def listener() -> Iterator[socket.socket]:
         yield sock
 
 
-def connects(address: tuple[str, int]) -> bool:
+def connects(address: tuple[str, int], source: str = "127.0.0.1") -> bool:
     try:
-        socket.create_connection(address, timeout=0.3).close()
+        socket.create_connection(address, 0.3, (source, 0)).close()
     except TimeoutError:
         return False
     return True
@@ -122,6 +123,27 @@ def test_without_descriptors_waiting_connections_are_closed_and_no_more_come(
     accepting.close()
     accepting.close()
     other.close()
+
+
+@linux
+def test_connections_of_some_addresses_or_of_all_are_turned_away(listener: socket.socket) -> None:
+    ip, port = address = listener.getsockname()
+    accepting = Accepting([ip], port)
+    here, there = "127.97.0.1", "127.97.0.2"
+    accepting.turn_away(frozenset({here, "2001:db8::1"}))
+    assert (connects(address, here), connects(address, there)) == (False, True)
+    accepting.look(0, 0.0)
+    assert not connects(address, there)
+    accepting.look(FDS_KEPT + SPARE_FDS, 0.0)
+    assert (connects(address, here), connects(address, there)) == (False, True)
+    accepting.turn_away(EVERYBODY)
+    assert not connects(address, there)
+    accepting.look(0, 0.0)
+    accepting.turn_away(frozenset())
+    assert not connects(address, there)
+    accepting.look(FDS_KEPT + SPARE_FDS, 0.0)
+    assert connects(address, here)
+    accepting.close()
 
 
 def test_a_shortage_for_dials_is_said_once_for_all_of_them(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
-from fleetlm.transport.bounds import ENDLESS
+from fleetlm.transport.bounds import ENDLESS, STRANGER_FRAMES
 from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES, ZERO_COPY_BYTES
 from fleetlm.transport.router import MORE_PARTS
 from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
@@ -105,7 +105,7 @@ async def test_a_message_without_end_ends_its_sender_alone() -> None:
             sent = await sends_until_it_is_ended(stranger, zmtp(bytes(MIB), more=True), 4_000 * MIB)
             assert sent < 4_000 * MIB
         ip, why = await a.seen.until("refused")
-        assert (ip, "without end" in why) == ("127.0.0.1", True)
+        assert (ip, why.endswith("before it was heard, and no node begins so")) == ("127.0.0.1", True)
         assert len(a.seen.all("met")) == 1
         await carries(b, channel, a, b"after")
 
@@ -125,7 +125,7 @@ async def test_parts_of_one_byte_without_end_are_noticed_long_before_the_bound_o
             sent = await sends_until_it_is_ended(sock, zmtp(b"x", more=True) * 5_000, most)
             assert sent < most
         _, why = await a.seen.until("broke" if is_peer else "refused")
-        assert "without end" in why
+        assert ("without end" if is_peer else "before it was heard") in why
 
 
 @linux
@@ -133,15 +133,29 @@ async def test_what_comes_in_bursts_that_libzmq_takes_at_once_is_noticed_too() -
     """epoll names what is ready at the moment of the question, and by then nothing waits in the kernel."""
     async with station() as a:
         with raw_client(a.ip) as sock:
-            data, sent = zmtp(bytes(32 * 1_024), more=True), 0
+            sock.sendall(zmtp(b"hello"))  # It is a peer's.
+            await a.seen.until("met")
+            data, sent = zmtp(bytes(256 * 1_024), more=True), 0
             with contextlib.suppress(OSError):
                 while sent < 64:
                     await asyncio.to_thread(sock.sendall, data)
                     sent += 1
                     await asyncio.sleep(0.02)
             assert sent < 64
-        _, why = await a.seen.until("refused")
+        _, why = await a.seen.until("broke")
         assert why.startswith(ENDLESS)
+
+
+@linux
+async def test_a_new_connection_is_looked_at_sooner_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.transport.sweeps.SWEEP_S", 60.0)
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with socket.create_connection((a.ip, PORT), 10) as stranger:
+            stranger.sendall(GREETING + READY + zmtp(bytes(MIB))[: 128 * 1024])
+            _, why = await a.seen.until("refused")
+            assert why.endswith("before it was heard, and no node begins so")
 
 
 @linux
@@ -469,9 +483,45 @@ async def test_a_stranger_that_floods_is_ended() -> None:
         with raw_client(a.ip) as stranger:
             await sends_until_it_is_ended(stranger, zmtp(b"tiny") * 1_000, 4_000 * MIB)
         _, why = await a.seen.until("broke")
-        assert why == "it sent more than 64 KiB, and is not connected as a node"
-        assert len(a.seen.frames) <= 1 + 1_024
+        assert why == "it sent more than 32 frames, and is not connected as a node"
+        assert len(a.seen.frames) <= 1 + STRANGER_FRAMES
         await carries(b, channel, a, b"after")
+
+
+@linux
+async def test_who_sends_faster_than_it_is_read_waits_until_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq keeps what an ended connection has sent, so another one would add to it."""
+    monkeypatch.setattr("fleetlm.transport.leftovers.MOST_LEFT_BYTES", 2_000)
+    monkeypatch.setattr("fleetlm.transport.leftovers.FEW_LEFT_BYTES", 500)
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        a.seen.admit = lambda source: None
+        turned_away: list[frozenset[str]] = []
+        router_of(a).turn_away_with(turned_away.append)
+        with raw_client(a.ip) as stranger:
+            stranger.sendall(zmtp(b"") * 10_000)
+            await a.seen.until("broke")
+        await carries(b, channel, a, b"after")
+        async with asyncio.timeout(allowed_s(5)):
+            while turned_away != [{"127.0.0.1"}, set()]:
+                await asyncio.sleep(0.01)
+
+
+@linux
+async def test_what_a_peer_leaves_turns_nobody_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.transport.leftovers.MOST_LEFT_BYTES", 0)
+    async with station() as a:
+        turned_away: list[frozenset[str]] = []
+        router_of(a).turn_away_with(turned_away.append)
+        with raw_client(a.ip) as peer:
+            peer.sendall(zmtp(b"hello"))
+            source, _ = await a.seen.until("met")
+            peer.sendall(zmtp(b"x") * 10_000)
+            await a.seen.until("frame", 2)
+            a.transport.disconnect(source)
+            await a.seen.until("gone")
+        assert turned_away == []
 
 
 async def test_a_second_part_ends_the_connection() -> None:
@@ -540,17 +590,36 @@ def test_another_connection_with_the_same_descriptor_is_not_ended() -> None:
         second = socket.create_connection(server.getsockname())
         other, _ = server.accept()
         os.dup2(other.fileno(), fd)
-        assert not copies.shut_down(fd, identity)
+        assert copies.shut_down(fd, identity) is None
         other.send(b"alive")
         assert second.recv(5) == b"alive"
         now = copies.identify(fd)
         assert now is not None
-        assert copies.shut_down(fd, now)
+        assert copies.shut_down(fd, now) == 0
         assert second.recv(5) == b""
         for sock in (first, accepted, second, other):
             sock.close()
-        assert not copies.shut_down(fd, now)
+        assert copies.shut_down(fd, now) is None
     copies.close()
+    copies.close()
+
+
+@linux
+def test_what_nobody_has_read_is_thrown_away_when_a_connection_is_ended() -> None:
+    copies = Copies()
+    with (
+        socket.create_server((free_ip(), 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        server.accept()[0] as accepted,
+    ):
+        client.sendall(bytes(50_000))
+        assert len(accepted.recv(10_000, socket.MSG_WAITALL)) == 10_000
+        while count_waiting(accepted.fileno()) != 40_000:
+            time.sleep(0.001)
+        identity = copies.identify(accepted.fileno())
+        assert identity is not None
+        assert copies.shut_down(accepted.fileno(), identity) == 10_000
+        assert accepted.recv(1) == b""
     copies.close()
 
 

@@ -16,6 +16,8 @@ NEAR = 0.9
 MAX_KINDS_SHOWN = 8
 """Kinds that are named in the finding that all is well."""
 TOPIC = "entities"
+SAFETY = "safety "
+"""What the term begins with that tells of the safety; see `entities.agreement`."""
 
 Kind = Mapping[str, Any]
 
@@ -46,6 +48,7 @@ def judge_kind(kind: Kind) -> Iterator[Finding]:
             "those nodes do not count",
             "Host a kind with the same `shards=` on all nodes. To change it, stop all its hosts first",
         )
+    yield from _judge_terms(kind)
     if quorum is not None and not quorum["holds"]:
         yield Finding(
             FAIL,
@@ -76,6 +79,26 @@ def judge_kind(kind: Kind) -> Iterator[Finding]:
     if own is not None:
         yield from _judge_store(name, own["store"])
         yield from _judge_limits(name, own)
+
+
+def _judge_terms(kind: Kind) -> Iterator[Finding]:
+    """Check whether all hosts do it alike."""
+    others = kind.get("disagreeing", {})  # A node of an older version tells nothing of it.
+    if others:
+        shown = "; ".join(f"{node}: {terms}" for node, terms in others.items())
+        is_safety = any(SAFETY in terms for terms in others.values())
+        yield Finding(
+            FAIL if is_safety else WARN,
+            TOPIC,
+            f"{kind['kind']!r} is not hosted alike on all nodes: here {', '.join(kind['terms'])}; {shown}. "
+            + (
+                "Two of them may serve one key at a time"
+                if is_safety
+                else "What one of them stores may be missing where another one loads"
+            ),
+            "Two deployments disagree: give `safety=`, `store=` and `durable=` alike on all nodes. To change "
+            "the safety, stop all hosts first; a rolling restart has both for a while",
+        )
 
 
 def _judge_store(name: str, store: Kind | None) -> Iterator[Finding]:

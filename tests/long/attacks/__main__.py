@@ -14,18 +14,19 @@ from collections.abc import Sequence
 from fleetlm.transport.curve import keys_from_cookie
 from tests.long.attacks import holders, strangers
 from tests.long.attacks.lab import COOKIE, Outcome, lab
-from tests.long.attacks.members import MEMBERS, report
+from tests.long.attacks.members import MEMBERS, Watched, report
 from tests.long.attacks.strangers import Target
 
+CONTROLS = {control.__name__: control for control in strangers.CONTROLS}
 STRANGERS = {attack.__name__: attack for attack in strangers.STRANGERS}
 HOLDERS = {attack.__name__: attack for attack in holders.HOLDERS}
-NAMES = (*STRANGERS, *HOLDERS)
+NAMES = (*CONTROLS, *STRANGERS, *HOLDERS)
 ONLY_WITH_COOKIE = {"false_keys"}
 MOST_RATIO = 3.0
 """The 99th percentile of honest calls under an attack should be at most so many times the quiet one."""
 HEAD = (
     f"{'attack':<14}{'p50 ms':>15}{'p99 ms':>17}{'x':>6}{'max':>7}{'calls':>7}{'lost':>6}{'down':>6}"
-    f"{'MB':>12}{'CPU':>12}{'lag ms':>8}{'files':>7}{'lines':>7}  what"
+    f"{'MB':>12}{'CPU':>12}{'lag ms':>8}{'turn ms':>8}{'gc ms':>7}{'files':>7}{'lines':>7}  what"
 )
 
 
@@ -36,7 +37,8 @@ def row(outcome: Outcome) -> str:
         f"{outcome.name:<14}{quiet.p50_ms:>6.2f} → {attacked.p50_ms:>6.2f}{quiet.p99_ms:>7.2f} →"
         f"{attacked.p99_ms:>8.2f}{outcome.ratio:>6.1f}{attacked.max_ms:>7.0f}{attacked.calls:>7,}"
         f"{attacked.failed:>6}{attacked.downs:>6}{quiet.rss_mb:>5.0f} →{attacked.rss_mb:>5.0f}"
-        f"{quiet.cpu:>5.2f} →{attacked.cpu:>5.2f}{attacked.lag_ms:>8.0f}{attacked.descriptors:>7}"
+        f"{quiet.cpu:>5.2f} →{attacked.cpu:>5.2f}{attacked.lag_ms:>8.0f}"
+        f"{attacked.turn_ms:>8.1f}{attacked.collection_ms:>7.1f}{attacked.descriptors:>7}"
         f"{attacked.lines:>7}  {outcome.note}{'' if outcome.is_alive else '; THE VICTIM HAS ENDED'}"
     )
 
@@ -44,11 +46,16 @@ def row(outcome: Outcome) -> str:
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return which attacks cost the honest peer more than `MOST_RATIO` times the quiet 99th percentile."""
     quiet_ms = statistics.median(outcome.quiet.p99_ms for outcome in outcomes)
-    ratios = {outcome.name: outcome.attacked.p99_ms / quiet_ms for outcome in outcomes}
+    all_ratios = {outcome.name: outcome.attacked.p99_ms / quiet_ms for outcome in outcomes}
+    ratios = {name: ratio for name, ratio in all_ratios.items() if name not in CONTROLS}
     beyond = [f"{name} {ratio:.1f}" for name, ratio in ratios.items() if ratio > MOST_RATIO]
+    controls = "".join(
+        f"; {name}, no attack: {all_ratios[name]:.1f}" for name in CONTROLS if name in all_ratios
+    )
     return (
-        f"quiet p99 {quiet_ms:.2f} ms (median of all); under attack at most {max(ratios.values()):.1f} times "
-        f"as much; beyond {MOST_RATIO:g} times: {', '.join(beyond) or 'none'}"
+        f"quiet p99 {quiet_ms:.2f} ms (median of all); under attack at most "
+        f"{max(ratios.values(), default=0.0):.1f} times as much; beyond {MOST_RATIO:g} times: "
+        f"{', '.join(beyond) or 'none'}{controls}"
     )
 
 
@@ -72,7 +79,7 @@ def attack(name: str, seconds: float) -> None:
     if name in HOLDERS:
         note = asyncio.run(holders.attack(HOLDERS[name], target, go_on))
     else:
-        attacking = STRANGERS[name](target)
+        attacking = (CONTROLS | STRANGERS)[name](target)
         next(attacking)
         go()
         try:
@@ -120,7 +127,9 @@ def run(argv: Sequence[str]) -> int:
     match argv:
         case ["victim" | "honest" as member]:
             logging.basicConfig(level=logging.INFO)
-            asyncio.run(MEMBERS[member]())  # type: ignore[arg-type]
+            watched = Watched()
+            with asyncio.Runner(loop_factory=watched.loop) as runner:
+                runner.run(MEMBERS[member](watched))
             return 0
         case ["attack", name, seconds]:
             attack(name, float(seconds))

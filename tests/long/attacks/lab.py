@@ -50,6 +50,9 @@ class Phase:
         rss_mb: its memory at most.
         descriptors: its open files at most.
         lag_ms: the worst delay of its loop.
+        turn_ms: the processor time of the longest turn of its loop: unlike the delay, this does not grow with
+            what else runs on the machine.
+        collection_ms: that of the longest pass of its garbage collector.
         lines: of its log.
     """
 
@@ -63,6 +66,8 @@ class Phase:
     rss_mb: float
     descriptors: int
     lag_ms: float
+    turn_ms: float
+    collection_ms: float
     lines: int
 
 
@@ -269,7 +274,7 @@ class Lab:
         run()
         took_s, cpu = time.monotonic() - began, cpu_s(pid) - cpu
         rss_mb, descriptors = self._samples.take()
-        honest, lag_s = self._honest.ask(), self._ask_victim()
+        honest, victim = self._honest.ask(), self._ask_victim()
         times = sorted([*honest["times"], *([honest["waiting_s"]] if honest["waiting_s"] > 0.1 else [])])
         return Phase(
             p50_ms=quantile(times, 0.5) * 1_000,
@@ -281,15 +286,17 @@ class Lab:
             cpu=cpu / took_s,
             rss_mb=rss_mb,
             descriptors=descriptors,
-            lag_ms=lag_s * 1_000,
+            lag_ms=victim["lag_s"] * 1_000,
+            turn_ms=victim["turn_s"] * 1_000,
+            collection_ms=victim["collection_s"] * 1_000,
             lines=self.log.count("\n") - lines,
         )
 
-    def _ask_victim(self) -> float:
+    def _ask_victim(self) -> dict[str, float]:
         try:
-            return float(self._victim.ask()["lag_s"])
+            return self._victim.ask()
         except RuntimeError:
-            return float("inf")  # It has ended, or its loop stands still.
+            return dict.fromkeys(("lag_s", "turn_s", "collection_s"), float("inf"))  # Its loop stands still.
 
 
 def quantile(ordered: list[float], share: float) -> float:

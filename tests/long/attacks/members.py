@@ -7,12 +7,14 @@ It ends when that is closed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import selectors
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fleetlm import Actor, Call, FleetError, Node, NodeUp, Process, Settings, handler
@@ -24,6 +26,49 @@ CALL_S = 10.0
 """Seconds after which it gives up a call."""
 BEAT_S = 0.02
 """Seconds between two looks of the victim at how late its loop is."""
+
+
+class Watched:
+    """Measures the processor time of the turns of a loop, and of passes of the garbage collector."""
+
+    def __init__(self) -> None:
+        self._turn_s = self._collection_s = self._began_s = 0.0
+        gc.callbacks.append(self._collected)
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Make a loop that is measured. A turn lasts from the end of one look at its sockets to the next."""
+        return asyncio.SelectorEventLoop(_TimedSelector(self._take_turn))
+
+    def take(self) -> dict[str, float]:
+        """Return the longest ones since the last call."""
+        taken = {"turn_s": self._turn_s, "collection_s": self._collection_s}
+        self._turn_s = self._collection_s = 0.0
+        return taken
+
+    def _take_turn(self, turn_s: float) -> None:
+        self._turn_s = max(self._turn_s, turn_s)
+
+    def _collected(self, phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began_s = time.thread_time()
+        else:
+            self._collection_s = max(self._collection_s, time.thread_time() - self._began_s)
+
+
+class _TimedSelector(selectors.DefaultSelector):
+    """Tells how much processor time passed between two looks."""
+
+    def __init__(self, take: Callable[[float], None]) -> None:
+        super().__init__()
+        self._take = take
+        self._began_s = time.thread_time()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """See `selectors.BaseSelector`."""
+        self._take(time.thread_time() - self._began_s)
+        ready = super().select(timeout)
+        self._began_s = time.thread_time()
+        return ready
 
 
 class Echo(Actor):
@@ -78,8 +123,8 @@ async def obey(orders: Callable[[], dict[str, Any]]) -> None:
         report(**orders())
 
 
-async def victim() -> None:
-    """The node that is attacked. Answers with the worst delay of its loop since the last question."""
+async def victim(watched: Watched) -> None:
+    """The node that is attacked. Answers with the worst that its loop has seen since the last question."""
     async with Node.start(Settings.from_env()) as node:
         node.spawn(Echo, name="actor")
         node.spawn(plain, name="plain")
@@ -98,7 +143,7 @@ async def victim() -> None:
 
         def take() -> dict[str, Any]:
             nonlocal worst
-            facts, worst = {"lag_s": worst}, 0.0
+            facts, worst = {"lag_s": worst, **watched.take()}, 0.0
             return facts
 
         beating = asyncio.create_task(beat())
@@ -107,7 +152,7 @@ async def victim() -> None:
         beating.cancel()
 
 
-async def honest() -> None:
+async def honest(_watched: Watched) -> None:
     """A peer that calls the victim all the time. Answers with the times of its calls since it was asked."""
     to = os.environ["ATTACKED"]
     async with Node.start(Settings.from_env()) as node:
@@ -152,4 +197,4 @@ async def honest() -> None:
             task.cancel()
 
 
-MEMBERS: dict[str, Callable[[], Awaitable[None]]] = {"victim": victim, "honest": honest}
+MEMBERS: dict[str, Callable[[Watched], Coroutine[Any, Any, None]]] = {"victim": victim, "honest": honest}

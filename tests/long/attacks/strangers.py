@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import secrets
+import select
 import socket
 import struct
 import time
@@ -37,6 +38,8 @@ from tests.support.raw_zmtp import (
 MIB: Final = 2**20
 SILENT: Final = 5_000
 """Connections that say nothing."""
+CROWD: Final = 64
+"""Connections at once of an attack that has several."""
 SENT_S: Final = 0.02
 """Seconds between two attempts of an attack that has no reason to be faster."""
 
@@ -179,6 +182,52 @@ def empty(target: Target) -> Attack:
 def probes(target: Target) -> Attack:
     """Questions who the victim is, without end."""
     return flood(target, lambda raw: b"".join(raw.packed(frames.probe()) for _ in range(2_000)))
+
+
+def crowd(target: Target, data: bytes) -> Attack:
+    """Send the same bytes over many connections at once, and over a new one whenever one was ended.
+
+    With a cookie each connection would have to encrypt them anew, so that they are sent behind a greeting
+    there, and nothing of them is taken.
+    """
+    greeting = (GREETING if target.keys is None else CURVE_GREETING) + READY
+    opened, sent = 0, 0
+    left: dict[int, tuple[socket.socket, memoryview]] = {}
+    yield
+    with select.epoll() as ready:
+        while not target.is_over:
+            while len(left) < CROWD:
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.connect_ex((target.ip, target.port))
+                left[sock.fileno()] = sock, memoryview(greeting)
+                ready.register(sock, select.EPOLLOUT)
+                opened += 1
+            for fd, _ in ready.poll(SENT_S):
+                sock, rest = left[fd]
+                try:
+                    count = sock.send(rest)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    del left[fd]
+                    sock.close()
+                else:
+                    sent += count
+                    left[fd] = sock, rest[count:] or memoryview(data)
+    for sock, _ in left.values():
+        sock.close()
+    return f"{sent / MIB:,.0f} MiB over {opened:,} connections"
+
+
+def empty_crowd(target: Target) -> Attack:
+    """Frames without a byte, over many connections at once: in memory each takes 64 until it is read."""
+    return crowd(target, zmtp(b"") * 30_000)
+
+
+def probe_crowd(target: Target) -> Attack:
+    """Questions who the victim is, likewise."""
+    return crowd(target, zmtp(frames.probe()) * 4_000)
 
 
 def large(target: Target) -> Attack:
@@ -335,7 +384,19 @@ def clusters(target: Target) -> Attack:
     )
 
 
+def busy(target: Target) -> Attack:
+    """No attack: use up one core, as an attacker may. Shows what the machine adds to the times of others."""
+    yield
+    rounds = 0
+    while not target.is_over:
+        sum(range(10_000))
+        rounds += 1
+    return f"no attack: {rounds:,} rounds of a loop"
+
+
+CONTROLS: Final[tuple[Begin, ...]] = (busy,)
+"""What says nothing to the victim, and is measured like an attack."""
 STRANGERS: Final[tuple[Begin, ...]] = (
-    *(parts, small_parts, empty_parts, tiny, empty, probes, large, heartbeats),
+    *(parts, small_parts, empty_parts, tiny, empty, probes, empty_crowd, probe_crowd, large, heartbeats),
     *(silent, knocks, false_keys, garbage, forged, names, many_names, clusters),
 )

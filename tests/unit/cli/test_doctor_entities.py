@@ -110,3 +110,26 @@ def test_more_hosts_than_a_quorum_expects_are_a_failure() -> None:
     found = only(kind(hosts=4, hosted=own(quorum=QuorumInfo(3, 4, True))))
     assert found.level == FAIL
     assert "4 nodes host it, and its quorum expects 3" in found.text
+
+
+def test_hosts_that_differ_in_safety_are_a_failure_and_in_their_store_a_warning() -> None:
+    terms = ("safety Quorum(expected=3, lease_s=5)", "no store")
+    found = only(kind(terms=terms, disagreeing={"fleetlm@10.0.0.2": "safety available"}))
+    assert found.level == FAIL
+    assert (
+        "here safety Quorum(expected=3, lease_s=5), no store; fleetlm@10.0.0.2: safety available"
+        in found.text
+    )
+    assert "Two of them may serve one key" in found.text
+    assert "Two deployments disagree" in found.cure
+    found = only(
+        kind(terms=terms, disagreeing={"fleetlm@10.0.0.2": "store SQLiteStore '/a.db', durable write"})
+    )
+    assert found.level == WARN
+    assert "store SQLiteStore '/a.db'" in found.text
+
+
+def test_a_node_of_an_older_version_tells_nothing_of_terms() -> None:
+    told = kind()
+    del told["terms"], told["disagreeing"]
+    assert only(told).level == OK

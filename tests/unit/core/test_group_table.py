@@ -177,6 +177,53 @@ def test_a_node_that_comes_back_is_another() -> None:
     assert [*groups.members("g")] == [Pid(THERE, 9, 1)]
 
 
+def test_a_lost_nodes_memberships_are_hidden_at_once_and_taken_out_in_small_steps() -> None:
+    groups = table()
+    for number in range(1, 9):
+        groups.told(THERE, 8, ["join", {f"alone{number}": [number], "shared": [number, number]}])
+    groups.joined("shared", [here(1)])
+    groups.told(YONDER, 9, ["join", {"alone1": [1]}])
+    before, yonder = groups.count, Pid(YONDER, 9, 1)
+    steps = groups.node_down(THERE)
+    assert groups.count == before, "nothing was taken out yet: there may be 100,000"
+    assert [*groups.members("shared")] == [here(1)]
+    assert [*groups.members("alone1")] == [yonder]
+    assert [*groups.members("alone4")] == []
+    assert not groups.has("alone2")
+    assert not groups.has_member("alone3", there(3))
+    assert groups.groups() == ["alone1", "shared"]
+    assert groups.first(5, 100) == [
+        ("alone1", groups.members("alone1")),
+        ("shared", groups.members("shared")),
+    ]
+    assert groups.memberships == 2
+    left = [next(steps)]
+    groups.joined("alone5", [here(2)])
+    groups.told(YONDER, 9, ["join", {"alone6": [1]}])
+    left += steps
+    assert len(left) == 24
+    assert set(left) == {
+        Left(group, there(n), "noconnection") for n in range(1, 9) for group in (f"alone{n}", "shared")
+    }
+    assert groups.count == len(groups.groups()) == 4
+    assert state(groups) == {"alone1": [yonder], "alone5": [here(2)], "alone6": [yonder], "shared": [here(1)]}
+    assert not groups._leaving
+
+
+def test_what_a_lost_node_tells_anew_stays() -> None:
+    groups = table()
+    groups.told(THERE, 8, ["join", {"g": [1], "h": [1], "i": [1, 2]}])
+    steps = groups.node_down(THERE)
+    groups.told(THERE, 9, ["join", {"g": [1], "i": [3]}])
+    assert len([*steps]) == 4
+    assert state(groups) == {"g": [Pid(THERE, 9, 1)], "i": [Pid(THERE, 9, 3)]}
+    steps = groups.node_down(THERE)
+    groups.told(THERE, 10, ["join", {"g": [2]}])
+    assert len([*steps]) == 2
+    assert state(groups) == {"g": [Pid(THERE, 10, 2)]}
+    assert groups.count == 1
+
+
 HOSTILE: list[Any] = [
     None, 7, "join", [], {}, ["join"], ["join", {}], ["join", []], ["join", {"g": [1]}, 1], ["join", None],
     ["join", {"g": []}], ["join", {"g": 1}], ["join", {"g": (1,)}], ["join", {"g": {1: 1}}],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from hypothesis import given, strategies as st
 
-from fleetlm.core.links import Deliver, Effect, Links, Tell
+from fleetlm.core.links import LOOKED_AT_PER_STEP, Deliver, Effect, Links, Tell
 from fleetlm.messages import Down
 from tests.unit.core.test_links import HERE, INCARNATION, THERE, pid, ref
 
@@ -126,6 +126,21 @@ def test_a_link_that_both_have_made_is_counted_until_the_peer_has_ended_its_own_
     t.told("unlink", pid(1, THERE), 1, [8])
     assert t.room == LIMIT
     assert t.links.counts() == (1, 0), "this node's own act holds"
+
+
+def test_the_watchers_and_links_of_a_lost_node_are_forgotten_in_small_steps() -> None:
+    t = Limited()
+    t.links._max_ends = 1_000
+    for number in range(1, 201):
+        t.monitor(number, 1)
+        t.link(number, 2, number)
+    links = t.links
+    steps, sizes = links.node_down(THERE), [sum(links.counts())]
+    for effects in steps:
+        assert len(effects) <= 1
+        sizes.append(sum(links.counts()))
+    assert sizes[-1] == 0
+    assert max(before - after for before, after in pairwise(sizes)) <= LOOKED_AT_PER_STEP
 
 
 STEPS = st.lists(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from fleetlm.messaging import inbound as module
-from fleetlm.messaging.backlog import Backlog, Rest
+from fleetlm.messaging import backlog, inbound as module
+from fleetlm.messaging.backlog import QUIET_S, Backlog, Rest
 from fleetlm.messaging.inbound import SLICE_MESSAGES
 from fleetlm.settings import MAX_BATCH_MESSAGES, Settings
+from fleetlm.testing import run
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.frames import BadFrame, Kind, header
 from fleetlm.wire.operations import Op
@@ -20,14 +22,14 @@ from tests.support.session_fakes import EPOCH_THERE, HERE, THERE, Side, turns, v
 class Node:
     """Takes frames of so many messages, of which a turn has time for three."""
 
-    def __init__(self, max_bytes: int = 100) -> None:
+    def __init__(self, max_bytes: int = 100, pause_s: float = 0.0) -> None:
         self.done: list[tuple[bytes, int]] = []
         self.lost: list[str] = []
         self.left = 3
         self.turns = 0
         self.backlog = Backlog(
             SimLoop.current(), max_bytes, go_on=self.go_on, take=self.take,
-            begin_turn=self.begin_turn, is_over=lambda: self.left <= 0,
+            begin_turn=self.begin_turn, is_over=lambda: self.left <= 0, pause_s=pause_s,
         )  # fmt: skip
 
     def begin_turn(self) -> None:
@@ -143,6 +145,71 @@ async def test_a_session_that_ends_while_its_frame_is_taken_leaves_no_queue() ->
     node.backlog.begin(b"a", slices(1))
     await turns(3)
     assert b"a" not in node.backlog
+
+
+# Pauses.
+
+
+class Rounds:
+    """A clock that passes for each round of the loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, round_s: float) -> None:
+        self.now, self.round_s = 100.0, round_s
+        monkeypatch.setattr(backlog, "monotonic", lambda: self.now)
+
+    async def go(self, count: int) -> None:
+        for _ in range(count):
+            self.now += self.round_s
+            await turns(1)
+
+
+@virtual
+async def test_after_a_turn_the_rest_of_the_node_has_the_loop_for_as_long_if_it_has_work() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        rounds = Rounds(patch, QUIET_S * 2)
+        node = Node(pause_s=QUIET_S * 10)
+        node.backlog.begin(b"a", slices(*range(7)))
+        await rounds.go(4)
+        assert node.turns == 0, "the first turn was that of the frame"
+        await rounds.go(2)
+        assert node.turns == 1
+        await rounds.go(3)
+        assert node.turns == 1
+        await rounds.go(3)
+        assert node.turns == 2
+        assert node.of(b"a") == list(range(6))
+        rounds.round_s = QUIET_S * 20
+        await rounds.go(1)
+        assert node.of(b"a") == list(range(7)), "rounds that are longer than a pause have a turn each"
+
+
+@virtual
+async def test_a_loop_that_has_nothing_else_to_do_pauses_for_one_round_in_which_it_looks_at_its_sockets() -> (
+    None
+):
+    with pytest.MonkeyPatch.context() as patch:
+        rounds = Rounds(patch, QUIET_S / 10)
+        node = Node(pause_s=1.0)
+        node.backlog.begin(b"a", slices(*range(7)))
+        await rounds.go(1)
+        assert node.turns == 0
+        await rounds.go(1)
+        assert node.turns == 1
+        await rounds.go(4)
+        assert node.turns == 3
+        assert node.of(b"a") == list(range(7))
+
+
+def test_a_node_in_a_simulation_pauses_never_and_one_on_a_network_as_long_as_a_turn() -> None:
+    async def told() -> None:
+        assert side_with(math.inf).inbound.pause_s == 0
+        side = Side(HERE, THERE, Settings())
+        made = module.Inbound(
+            side.inbound._boxes, side.codec, side.inbound._service, side.inbound._clock, 10, turn_s=0.5
+        )
+        assert made.pause_s == 0.5
+
+    run(told())
 
 
 # What `Inbound` leaves.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from fleetlm.call import Call
 from fleetlm.ids import Pid
 from fleetlm.process import Process
+from fleetlm.processes.spawn_pace import SpawnPace
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import run
@@ -42,7 +45,9 @@ class Rig:
         self.ticks: list[tuple[str, int]] = []
         self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
         self.service = PeerRequests(
-            self, self.local, signals, self, FakeNames(), None, None, None  # type: ignore[arg-type]
+            self, self.local, signals, self, FakeNames(),  # type: ignore[arg-type]
+            SimpleNamespace(pace=SpawnPace(asyncio.get_running_loop(), 100.0)),  # type: ignore[arg-type]
+            None, None,  # type: ignore[arg-type]
         )  # fmt: skip
         self.session = Pair().here.session
 

@@ -9,9 +9,9 @@ import pytest
 from fleetlm.settings import Settings
 from fleetlm.transport.bounds import (
     DECODED_AT_ONCE,
-    LEAST_FRAME_BYTES,
     MAX_EXPIRED,
     STRANGER_BYTES,
+    STRANGER_FRAMES,
     UNCERTAIN_BYTES,
     WINDOWS_UNREAD,
     Accepted,
@@ -34,6 +34,12 @@ def connection(number: int, ip: str = "10.0.0.1", now: float = 0.0) -> Accepted:
 
 def numbers(ended: list[Offence] | list[Accepted]) -> list[int]:
     return [each.fd if isinstance(each, Accepted) else each[0].fd for each in ended]
+
+
+def introduced(limits: Bounds, known: Accepted) -> Accepted:
+    assert limits.accept(known) == []
+    assert limits.hear(known, 0, is_hello=True) == []
+    return known
 
 
 def peer(limits: Bounds, number: int = 1) -> Accepted:
@@ -132,19 +138,39 @@ def test_a_stranger_may_send_a_handshake() -> None:
     known = connection(1)
     limits.accept(known)
     for _ in range(4):
-        assert limits.hear(known, STRANGER_BYTES // 4) == []
-    ((who, why),) = limits.hear(known, 1)
+        assert limits.hear(known, STRANGER_BYTES // 4, is_hello=False) == []
+    ((who, why),) = limits.hear(known, 1, is_hello=False)
     assert who is known
     assert why == "it sent more than 64 KiB, and is not connected as a node"
 
 
-def test_empty_frames_of_a_stranger_count_as_what_they_cost() -> None:
+def test_a_stranger_may_send_a_few_frames() -> None:
     limits = bounds()
     known = connection(1)
-    heard = 0
-    while not limits.hear(known, 0):
-        heard += 1
-    assert heard == STRANGER_BYTES // LEAST_FRAME_BYTES
+    for number in range(STRANGER_FRAMES):
+        assert limits.hear(known, 0, is_hello=number == 7) == []
+    ((who, why),) = limits.hear(known, 0, is_hello=False)
+    assert who is known
+    assert why == "it sent more than 32 frames, and is not connected as a node"
+
+
+def test_before_its_hello_is_read_a_stranger_has_sent_no_more_than_a_handshake() -> None:
+    limits = bounds()
+    known = connection(1)
+    limits.accept(known)
+    assert limits.look(known, STRANGER_BYTES, None, 0) == []
+    assert limits.hear(known, 14, is_hello=False) == []
+    ((who, why),) = limits.look(known, STRANGER_BYTES + 1024, None, 0)
+    assert who is known
+    assert why == "it sent 65 KiB before it was heard, and no node begins so"
+    assert limits.strangers == 0
+
+
+def test_after_its_hello_a_stranger_may_send_what_a_peer_does_since_it_may_be_one_already() -> None:
+    limits = bounds()
+    known = introduced(limits, connection(1))
+    assert limits.hear(known, 14, is_hello=False) == []
+    assert limits.look(known, MIB, None, 0) == []
 
 
 def test_a_peer_may_have_unread_what_its_windows_allow_and_no_more() -> None:
@@ -166,8 +192,7 @@ def test_the_bound_follows_the_window() -> None:
 
 def test_one_stranger_may_have_a_quarter_unread() -> None:
     limits = bounds()
-    known = connection(1)
-    limits.accept(known)
+    known = introduced(limits, connection(1))
     assert limits.look(known, MIB, None, 0) == []
     assert numbers(limits.look(known, MIB + 1, None, 0)) == [1]
     assert limits.look(known, MIB + 1, None, 0) == []  # It is to be ended already.
@@ -177,7 +202,7 @@ def test_all_strangers_together_may_have_unread_what_one_peer_may_and_the_worst_
     limits = bounds()
     strangers = [connection(number, f"10.0.0.{number}") for number in range(6)]
     for known in strangers:
-        assert limits.accept(known) == []
+        introduced(limits, known)
     sizes = [900_000, 1_000_000, 900_000, 900_000, 400_000, 100_000]
     ended = [numbers(limits.look(known, size, None, 0)) for known, size in zip(strangers, sizes, strict=True)]
     assert ended == [[], [], [], [], [], [1]]
@@ -213,8 +238,7 @@ def test_a_message_that_is_longer_than_a_frame_ends_its_peer_once_nothing_is_lef
 
 def test_a_stranger_has_no_message_longer_than_a_handshake() -> None:
     limits = bounds(Settings())
-    known, size = connection(1), STRANGER_BYTES + DECODED_AT_ONCE + 1
-    limits.accept(known)
+    known, size = introduced(limits, connection(1)), STRANGER_BYTES + DECODED_AT_ONCE + 1
     assert [number for number, _ in endless(limits, known, (size, 0, 1), (size, 0, 2))] == [1]
     assert limits.strangers == 0
 
