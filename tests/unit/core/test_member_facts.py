@@ -94,6 +94,7 @@ def test_one_that_has_left_and_joined_again_tells_its_report() -> None:
     ours.reported("g", 5, {"load": 1}, now=1.0)
     assert len(list(ours.due())) == 1
     ours.left("g", MINE)
+    assert ours._told_at == {}, "nothing is kept of members that have left"
     assert ours.reported("g", 5, {"load": 1}, now=1.1)
 
 
