@@ -218,7 +218,8 @@ async def host_entities(*nodes: Node) -> None:
     from benchmarks.entity_echo import EchoEntity  # noqa: PLC0415  # an older checkout has none
 
     for node in nodes:
-        refs = await node.entities.host(EchoEntity, KIND, shards=SHARDS, settle_s=0.0, rebalance_s=0.0)
+        await node.entities.host(EchoEntity, KIND, shards=SHARDS, settle_s=0.0, rebalance_s=0.0)
+    refs = nodes[0].entities.ref(EchoEntity, KIND)
     owned: dict[int, str] = {}
     while len(owned) < SHARDS or len(set(owned.values())) < len(nodes):
         await asyncio.sleep(0.05)
