@@ -364,6 +364,11 @@ class Call:
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
 
+    @property
+    def origin(self) -> tuple[str, int] | None:
+        """The node that sent it, and its incarnation; None: this node did."""
+        return getattr(self._caller, "origin", None)
+
     def is_from(self, caller: Caller) -> bool:
         """Whether its outcome goes to this caller."""
         return self._caller is caller

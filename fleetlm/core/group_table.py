@@ -38,6 +38,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 from fleetlm.core.group_members import Members
+from fleetlm.core.one_by_one import one_by_one
 from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
@@ -275,10 +276,9 @@ class GroupTable:
     def _take_out(self, said: _Memberships) -> Iterator[Left]:
         """Take the memberships of a lost node out of the groups, and yield what has left one by one."""
         node = said.node
-        for number, groups in said.groups_of.items():
-            for group, times in groups.items():
-                if self._leaving.get(node) is said:
-                    self._purged(group)
+        for number in one_by_one(said.groups_of):
+            for group, times in said.groups_of.pop(number).items():
+                self._purged(group)
                 for _ in range(times):
                     yield Left(group, said.pid(number), "noconnection")
         if self._leaving.get(node) is said:

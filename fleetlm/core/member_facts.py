@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from numbers import Real
 from typing import Any
 
+from fleetlm.core.one_by_one import one_by_one
 from fleetlm.core.speakers import check_speaker
 from fleetlm.errors import MessageTooLarge, TooManyMemberships
 from fleetlm.ids import Pid
@@ -57,6 +58,8 @@ MEMBER_BYTES = 24
 """What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
 GAUGE_BYTES = 11
 """What a gauge costs beside its name."""
+WITHDRAWN_PER_STEP = 4
+"""Reports of a lost node that a step forgets: a step takes some microseconds."""
 MAX_NODE_CHARS = 160
 """Characters of the name of a node: a base name, an address and a port."""
 LOADS_KEY: Place = ("", 0)
@@ -297,16 +300,26 @@ class MemberFacts:
                 raise ValueError(f"{SHORT.repr(fact)} is not a fact about members")
         self._told[node] = told
 
-    def node_down(self, node: str) -> None:
-        """The connection is over: drop all that the node told."""
+    def node_down(self, node: str) -> Iterator[None]:
+        """The connection is over: drop all that the node told, at once.
+
+        Until the last of the steps has been taken, `has_told` may say that a group has reports which were of
+        that node. There may be `Settings.max_memberships` of them, so the caller takes the steps in slices.
+        """
         told = self._told.get(node)
-        if told is not None and told is not self._own:
-            self._replace_loads(told, {})
-            for place in [*told.reports]:
-                self._withdraw(told, place)
-            del self._told[node]
+        if told is None or told is self._own:
+            return iter(())
+        self._replace_loads(told, {})
+        del self._told[node]
+        return self._withdraw_all(told)
 
     # Internals.
+
+    def _withdraw_all(self, told: _Told) -> Iterator[None]:
+        for nth, place in enumerate(one_by_one(told.reports), 1):
+            self._withdraw(told, place)
+            if nth % WITHDRAWN_PER_STEP == 0:
+                yield
 
     def _of(self, pid: Pid) -> _Told | None:
         """Return what the node of a process told, if it is of the same incarnation."""

@@ -7,7 +7,8 @@ for as many hosts as the remainder says.
 * A shard without an owner goes to the first host in its ranking that has not its share yet (`assign`). If one
   host acts on this before another one, what is left over is still assigned in the same way.
 * A shard stays with its owner, whatever its ranking says, until the owner drains or has more than its share
-  (`excess`): a host that joins takes at most its share, and a host that leaves moves nothing but its own.
+  (`excess`). As many hosts as the remainder says keep one more, of those that have it. So a host that
+  joins takes at most its share, and nothing else moves; a host that leaves moves nothing but its own.
 
 Both run on the event loop: a plan for 4,096 shards and 64 hosts takes some 20 ms.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from fleetlm.core.shard_ranking import Preferences, factors_of, score
 
@@ -71,6 +73,9 @@ def excess(  # what every host knows, and a limit
 ) -> dict[int, str]:
     """Return the shards that a host hands over since it has more than its share, each with whom it goes to.
 
+    Hosts that have enough keep one of the remainder. All hosts make the same list of what is too much, and
+    of where something is missing, and each one takes its own part of it: no two of them fill the same gap.
+
     Args:
         kind: of the entities.
         shards: how many there are in all.
@@ -79,24 +84,26 @@ def excess(  # what every host knows, and a limit
         counts: each host that may have some, with how many it has.
         limit: how many to return at most; None: all.
     """
-    most, have, factors = share(shards, len(counts)), dict(counts), factors_of(kind, shards)
+    least, remainder = divmod(shards, len(counts))
+    order = sorted(counts, key=lambda host: (max(0, least + 1 - counts[host]), host))
+    beyond = {host: counts[host] - least - (place < remainder) for place, host in enumerate(order)}
+    before = sum(max(0, beyond[host]) for host in order[: order.index(own)])
     left = set(owned)
-    count = len(left) if limit is None else min(limit, len(left))
+    count = min(beyond[own], len(left), len(left) if limit is None else limit)
+    if count <= 0:
+        return {}
+    gaps = (host for host in reversed(order) for _ in range(-beyond[host]))
+    factors = factors_of(kind, shards)
     moves: dict[int, str] = {}
     ranked: dict[str, list[int]] = {}  # Host → so many shards that prefer it most, the first one last.
-    while have[own] > most and len(moves) < count:
-        to = min(have, key=lambda host: (have[host], host))
-        if have[to] >= most:
-            break
+    for to in islice(gaps, before, before + count):
         if to not in ranked:
             best = heapq.nlargest(count, left, key=lambda one: (score(factors[one], to), one))
             ranked[to] = best[::-1]
-        order = ranked[to]
-        while order[-1] not in left:
-            order.pop()
-        shard = order.pop()
+        preferred = ranked[to]
+        while preferred[-1] not in left:
+            preferred.pop()
+        shard = preferred.pop()
         left.discard(shard)
         moves[shard] = to
-        have[to] += 1
-        have[own] -= 1
     return moves

@@ -114,9 +114,8 @@ class ReplicatedMembers:
         return self.facts.own_facts(keys)
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop what a node told, at once."""
-        self.facts.node_down(node)
-        return iter(())
+        """Drop what a node told, at once, and what is left of it in small steps."""
+        return self.facts.node_down(node)
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node tells. Raises: ValueError, TypeError for nonsense."""

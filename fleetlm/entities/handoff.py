@@ -116,6 +116,8 @@ class Handoff:
         self._loop = hosting.context.loop
         self._moving: dict[int, int] = {}
         """Shard that is being handed over → the epoch that its new owner is to have."""
+        self._moving_to: dict[int, str] = {}
+        """The same shards → that node."""
         self._sealed: set[int] = set()
         """Those of them of which no entity lives any more."""
         self._stayed: dict[int, tuple[float, float]] = {}
@@ -196,7 +198,11 @@ class Handoff:
         """Hand over what this node has beyond its share."""
         hosting, own = self._hosting, self._table.own(self._hosting.kind)
         assert own is not None
-        counts[hosting.context.name] = len(own.claims) - len(self._moving)
+        for shard, to in self._moving_to.items():  # What is on its way counts where it is to be.
+            if shard in own.claims:
+                counts[hosting.context.name] -= 1
+                if to in counts:
+                    counts[to] += 1
         room, ready = MOVES_AT_ONCE - len(self._moving), self._ready(own, is_forced=False)
         moves = excess(hosting.kind, hosting.options.shards, ready, hosting.context.name, counts, room)
         for shard, to in moves.items():
@@ -281,7 +287,7 @@ class Handoff:
         if target is None or target.shards != own.shards or to == hosting.context.name:
             return f"{to} does not host {kind!r}, or is this node"
         epoch = self._table.next_epoch(kind, shard)
-        self._moving[shard] = epoch
+        self._moving[shard], self._moving_to[shard] = epoch, to
         began = self._loop.time()
         why = "it was cancelled"
         try:
@@ -294,7 +300,7 @@ class Handoff:
             if why and hosting.majority is not None:
                 await self._take_back(shard, claim)
         finally:
-            self._moving.pop(shard, None)
+            del self._moving[shard], self._moving_to[shard]
             self._sealed.discard(shard)
             self._settle(shard, why, self._loop.time() - began)
         return why
@@ -447,7 +453,7 @@ class Handoff:
                     self._start(self._answer_take(call, take))
             case ["beat" | "grant", *_] if self._hosting.majority is not None:
                 try:
-                    call.reply(self._hosting.majority.asked(call.message))
+                    call.reply(self._hosting.majority.asked(call.message, call.origin))
                 except (TypeError, ValueError) as error:
                     call.fail(error)
             case ["state", int(shard), int(epoch), [*rows]]:

@@ -41,8 +41,8 @@ class Guard(Protocol):
     async def acquire(self, wants: list[Want]) -> dict[int, int]:
         """Get shards. Returns those that this node may claim, with their epochs."""
 
-    def asked(self, message: list[Any]) -> Any:
-        """Answer another member. Raises: ValueError, TypeError for nonsense."""
+    def asked(self, message: list[Any], origin: tuple[str, int] | None) -> Any:
+        """Answer another member. Raises: ValueError, TypeError for nonsense, or in another node's name."""
 
     def fenced(self, handlers: Handlers) -> Handlers:
         """Return the handlers of entities, which do not begin where this node may not serve any more."""

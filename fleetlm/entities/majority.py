@@ -10,6 +10,9 @@ Between the end of a lease and the moment in which this node notices it, after i
 served either: `serves` looks at the clock for each request that comes, and once more when an entity is about
 to run it (`fenced`).
 
+A member speaks for itself alone: a request in the name of another node than the one that it came from, or of
+one that does not host the kind, is refused.
+
 Requests between members: ``["beat", node, incarnation, process, number, claims, asking]`` and
 ``["grant", node, incarnation, process, number, wants]``. The answer is None, or the rows of what `Votes`
 returns.
@@ -95,6 +98,8 @@ class Majority:
         self._fence: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._is_warned = False
+        self._is_foreign_logged = False
+        """Whether the log has a line of a request in another node's name."""
 
     # What `Hosting` asks.
 
@@ -155,22 +160,47 @@ class Majority:
                 if not self.serves(shard):
                     self._lease.dropped(shard)
 
-    def asked(self, message: list[Any]) -> Any:
-        """Answer a beat or a wish of another member. Raises: ValueError, TypeError for nonsense."""
+    def asked(self, message: list[Any], origin: tuple[str, int] | None) -> Any:
+        """Answer a beat or a wish of another member.
+
+        Args:
+            message: what it says.
+            origin: the node that it came from, with its incarnation; None: this node.
+
+        Raises:
+            ValueError, TypeError: it is nonsense, or in another node's name.
+        """
         now = self._loop.time()
         match message:
             case ["beat", str(node), int(incarnation), int(process), int(number), [*rows], [*asking]]:
                 claims = {self._shard(shard): _epoch(epoch) for shard, epoch in rows}
-                member = (node, incarnation, process)
+                member = self._member(node, incarnation, process, origin)
                 answer = self._votes.beat(now, member, number, claims, set(map(self._shard, asking)))
             case ["grant", str(node), int(incarnation), int(process), int(number), [*rows]]:
                 wants = [self._want(row) for row in rows]
-                answer = self._votes.grant(now, (node, incarnation, process), number, wants, self._heard_of)
+                member = self._member(node, incarnation, process, origin)
+                answer = self._votes.grant(now, member, number, wants, self._heard_of)
             case _:
                 raise ValueError(f"{SHORT.repr(message)} is not for a member of a quorum")
         return None if answer is None else list(answer.items())
 
     # Internals.
+
+    def _member(self, node: str, incarnation: int, process: int, origin: tuple[str, int] | None) -> MemberKey:
+        """Return the member that a request is of. Raises: ValueError: it does not come from that one."""
+        member: MemberKey = (node, incarnation, process)
+        host = self._shards.table.hosts(self._hosting.kind).get(node)
+        known = None if host is None else (node, host.pid.incarnation, host.pid.number)
+        sender = self.me[:2] if origin is None else origin
+        if member[:2] == sender and member == known:
+            return member
+        if member[:2] != sender and not self._is_foreign_logged:
+            self._is_foreign_logged = True
+            log.warning(
+                "%s sends requests of a member of the quorum of %s in the name of %s: they are refused",
+                sender[0], self._hosting.kind, SHORT.repr(node),
+            )  # fmt: skip
+        raise ValueError(f"{SHORT.repr(member)} is not the host of {self._hosting.kind!r} on {sender[0]}")
 
     def _members(self) -> list[Pid]:
         hosts = self._shards.table.hosts(self._hosting.kind)

@@ -179,9 +179,8 @@ class Backlog:
         self._rounds += 1
         if now - self._ended_at >= self._pause_s:
             return False
-        return (
-            self._rounds == 1 or round_s >= QUIET_S
-        )  # What has come meanwhile is read after the first round.
+        # What has come during the turn is read in the first round.
+        return self._rounds == 1 or round_s >= QUIET_S
 
     def _turn(self) -> None:
         """Serve the sources one after the other until the turn is over; but first the rest of the node."""

@@ -6,7 +6,9 @@ thread for them.
 
 A peer chooses what its bytes consist of: a mebibyte of empty sets, or of keys that collide, takes half a
 second to unpack. What is unpacked on the loop is therefore small (`ON_LOOP_BYTES`), or has few values, and
-little of what travels beside it must be copied.
+little of what travels beside it must be copied. Batches are mostly small messages, of which no size tells how
+long they take. So a batch is begun on the loop, and where it takes too long (`MOST_STEPS_ON_LOOP`), it is
+unpacked here from the start.
 
 Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
 the loop each time, for a second in the end. It is switched off meanwhile.
@@ -24,7 +26,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.messaging.windows import LIGHT_BYTES, UNITS_FIELD_BYTES, check_units
+from fleetlm.messaging.windows import LEAST_WEIGHED_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.wire import operations
 from fleetlm.wire.extensions import BadData
@@ -35,9 +37,12 @@ if TYPE_CHECKING:
     from fleetlm.messaging.chunks import Whole
     from fleetlm.wire.codec import Codec
 
-ON_LOOP_BYTES = 64 * 1024
-"""A larger message is unpacked and weighed beside the loop, if it consists of many values: at worst, 64 KiB
-take 60 ms. A thread costs 0.1 ms, and delays what comes behind."""
+ON_LOOP_BYTES = 16 * 1024
+"""A larger message is unpacked and weighed beside the loop, if it consists of many values: at worst, 16 KiB
+take 6 ms. A thread costs 0.1 ms, and delays what comes behind."""
+MOST_STEPS_ON_LOOP = 8_192
+"""As long as a batch may take on the loop (`Decoder.unpack_batch`): 4 ms or so. Nothing is counted of plain
+messages, and there is room for two tuples in each message of `Settings.batch_messages`."""
 BATCH_ON_LOOP_BYTES = 96 * 1024
 """The same of a batch. Batches of honest peers are smaller, or have few values: they hold
 `Settings.batch_bytes` and one message, which is mostly text or bytes where it is larger than that."""
@@ -111,7 +116,7 @@ def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadData(f"a batch of {len(messages):,} messages")
         try:
-            check_units(messages, Scale().weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES), limit)
+            check_units(messages, Scale().weights(body, LEAST_WEIGHED_BYTES), limit)
         except ValueError as error:
             raise BadData(str(error)) from None
     return messages, decoder.failures

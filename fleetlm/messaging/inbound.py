@@ -39,6 +39,7 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
     BATCH_ON_LOOP_BYTES,
+    MOST_STEPS_ON_LOOP,
     NO_COLLECTION,
     Unpacked,
     is_much,
@@ -48,12 +49,18 @@ from fleetlm.messaging.beside import (
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
+from fleetlm.messaging.windows import (
+    LEAST_WEIGHED_BYTES,
+    LEAST_WEIGHED_VALUES,
+    UNIT_BYTES,
+    check_units,
+)
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
+from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
 from fleetlm.wire.invocation import Invoke
@@ -220,7 +227,12 @@ class Inbound:
                 session.byte_credit.took(len(frame))
                 self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
                 return None
-            messages = self._read_batch(session, body)
+            try:
+                messages = self._read_batch(session, body)
+            except TooManySteps:
+                session.byte_credit.took(len(frame))
+                self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
+                return None
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
             whole = self._take_chunk(session, body, tail)
@@ -272,15 +284,15 @@ class Inbound:
         failures = self._codec.failures
         try:
             if len(body) <= COLLECTED_BYTES:
-                messages = self._codec.unpack_batch(body)
+                messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
                 with NO_COLLECTION:
-                    messages = self._codec.unpack_batch(body)
+                    messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadFrame(f"a batch of {len(messages):,} messages")
-        if len(body) >= LIGHT_BYTES:
+        if self._codec.values >= LEAST_WEIGHED_VALUES or len(body) >= UNIT_BYTES:
             self._check_units(session, messages, body)
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
@@ -289,8 +301,8 @@ class Inbound:
     def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
         """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
         weight = len(body) + VALUE_BYTES * self._codec.values  # Roughly.
-        if weight >= UNIT_BYTES and session.byte_window.draw(CHECK_BITS) < weight:
-            weights = self._scale.weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES)
+        if session.byte_window.draw(CHECK_BITS) < weight:
+            weights = self._scale.weights(body, LEAST_WEIGHED_BYTES)
             try:
                 check_units(messages, weights, session.arrivals.limit)
             except ValueError as error:

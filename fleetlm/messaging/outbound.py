@@ -160,9 +160,7 @@ class Outbound:
                     await self._wait_to_send(session, to, timeout_s, key)
                     held_now = held.get(key, 0)
                 packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
-                if (size := len(packed)) < session.light_bytes or (
-                    size + self._codec.extra_bytes < session.plain_bytes
-                ):
+                if len(packed) + self._codec.extra_bytes < session.plain_bytes:
                     must_yield = session.append(packed)
                     held[key] = held_now + 1
                 else:
@@ -312,9 +310,7 @@ class Outbound:
             else:  # `operations.call` inline.
                 packed = self._codec.pack([_CALL, key, message, ref, timeout_ms, in_flight], message)
             task = asyncio.current_task(loop)
-            if (size := len(packed)) < session.light_bytes or (
-                size + self._codec.extra_bytes < session.plain_bytes
-            ):
+            if len(packed) + self._codec.extra_bytes < session.plain_bytes:
                 session.append_call(packed, task)
                 held[key] = held.get(key, 0) + 1
                 open_calls = session.open_calls

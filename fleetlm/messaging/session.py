@@ -202,14 +202,19 @@ class Session:
         self.messages_received: int = 0
         """Messages handed to the transport, and messages decoded; shown by `Node.info`."""
         self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
+        """A message that weighs less counts one unit and travels in a batch."""
         self.light_bytes: int = min(LIGHT_BYTES, self.small_bytes + 1)
-        """A message that weighs less, or is shorter, counts one unit and travels in a batch."""
         self._codec, self._transport, self._flush_soon, self._lost = codec, transport, flush_soon, lost
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = self._last_count = 0  # Of these; and how many messages the last BATCH held.
         self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
         self._batch_calls = settings.batch_calls
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        """Whose requests come over it; see `Call.origin`."""
+        return self.name, self.incarnation
 
     # Windows.
 
@@ -319,7 +324,7 @@ class Session:
             self.append(packed, sender)
             return None
         weight = 1
-        if size >= self.light_bytes and size + extra_bytes >= self.plain_bytes:
+        if size + extra_bytes >= self.plain_bytes:
             packed, weight = weighed(packed, extra_bytes, self.held_limit, self.small_bytes)
         self.append(packed, sender, weight)
         held = self.held
@@ -623,7 +628,7 @@ class Session:
         """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
         packed = self._codec.pack(operations.item(ref, value), value)
         extra_bytes = self._codec.extra_bytes
-        if len(packed) < self.light_bytes or len(packed) + extra_bytes < self.plain_bytes:
+        if len(packed) + extra_bytes < self.plain_bytes:
             return (packed, 1), 1
         packed, count = weighed(packed, extra_bytes, self.windows.limit, self.small_bytes)
         return (packed, count), min(count, window)

@@ -12,7 +12,7 @@ weight (`wire.weights`), so that this window bounds memory as well, whatever the
 units weigh 64 MiB. The sender counts where it appends a message (`Session.admit`, and the copies of it in
 `Outbound.send` and `Outbound.call`). The receiver counts when it decodes the message, and tells a TAKEN
 when the process has taken it out of its mailbox. A message may be sent while the window is not full, so one
-large message may exceed it. One of less than `LIGHT_BYTES` counts 1 without being weighed.
+large message may exceed it.
 
 Why both sides count the same:
 
@@ -52,6 +52,7 @@ from fleetlm.names import MAX_PROCESS_NAME_LENGTH
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed, Parcel
+from fleetlm.wire.weights import CONTAINER_BYTES, EXTENSION_BYTES, VALUE_BYTES
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
@@ -59,7 +60,12 @@ if TYPE_CHECKING:
 UNIT_BYTES = 16 * 1024
 """Weight of a message that counts as much as one small message."""
 LIGHT_BYTES = 256
-"""A shorter message counts 1, whatever it weighs: at worst some 30 KiB."""
+"""A shorter request of a few small scalars counts 1 without being weighed."""
+LEAST_WEIGHED_BYTES = UNIT_BYTES // (CONTAINER_BYTES + VALUE_BYTES)
+"""A shorter message counts 1, whatever it holds: for its bytes a list of empty lists weighs most."""
+LEAST_WEIGHED_VALUES = UNIT_BYTES // (EXTENSION_BYTES + CONTAINER_BYTES + VALUE_BYTES)
+"""A batch of fewer values and of less than `UNIT_BYTES` has no message that counts more than 1: beside its
+bytes, a value weighs at most as much as an empty tuple in a list."""
 UNITS_FIELD_BYTES = 16
 """A sender counts the units of a message before it writes them into it, which takes fewer bytes than this."""
 MAX_WEIGHED_VALUES = 64
@@ -160,7 +166,7 @@ def check_units(messages: list[Any], weights: Iterable[int], limit: int) -> None
 
     Args:
         messages: the unpacked messages.
-        weights: of each of them; 0 for one that is shorter than `LIGHT_BYTES`.
+        weights: of each of them; 0 for one that is shorter than `LEAST_WEIGHED_BYTES`.
         limit: units of a whole window.
 
     Raises:

@@ -292,7 +292,9 @@ class Bounds:
         return offences
 
     def is_suspect(self, known: Accepted) -> bool:
-        """Whether so much of a connection is unread that it may be a message without end."""
+        """Whether so much of a connection is unread that it may soon be too much."""
+        if known in self._strangers and not known.is_introduced:
+            return known.unread_bytes > STRANGER_BYTES // 8
         return known.unread_bytes > self._most_unfinished(known)
 
     def _most_unfinished(self, known: Accepted) -> int:

@@ -2,8 +2,9 @@
 
 An ``epoll`` of its own names them, edge-triggered, so that a quiet connection costs nothing. While there are
 strangers, or much is unread, a sweep follows each `SWEEP_S`; else the first bytes that come make one due
-after that time. Where a message seems to have no end, the next sweep follows after `SUSPECT_S`, since small
-parts of messages take much more memory than bytes on the wire.
+after that time. A new connection is looked at after `SUSPECT_S`. Where it has sent more than it should by
+then, or a message seems to have no end, the next sweep follows after that time too, since small parts of
+messages take much more memory than bytes on the wire.
 
 *What epoll would hide.* It tells what is ready at the moment of the question. libzmq reads all the time, so
 a connection whose bytes it has taken by then would not be named, and who sends a little now and then could
@@ -29,7 +30,8 @@ from fleetlm.transport.tcp import count_received, count_waiting
 SWEEP_S: Final = 0.05
 """Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
 SUSPECT_S: Final = 0.01
-"""The same while a message seems to have no end. In this time libzmq takes parts that need some 5 MB."""
+"""The same while a message seems to have no end, and for a new connection. In this time libzmq takes parts
+that need some 5 MB."""
 MAX_LOOKS: Final = 128
 """Connections looked at in one sweep because something has come; some 2 us each. The others are first in the
 next one."""
@@ -85,22 +87,21 @@ class Sweeps:
         self._dialled: dict[int, Callable[[int], None]] = {}
         """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._in_turn: Iterator[int] = iter(())
-        self._swept_at = 0.0
+        self._swept_at = self._due_at = 0.0
         self._next: asyncio.TimerHandle | None = None
         self._is_watching = False
         """Whether the loop waits for the first bytes that come."""
 
     def notice(self, fd: int) -> None:
-        """Look at a connection in each sweep before which something has come over it; one is due soon."""
-        if self._changed is not None:
-            with contextlib.suppress(OSError):  # It has ended already.
-                self._changed.register(fd, _EVENTS)
-        self._be_due()
+        """Look at a new connection soon, and in each sweep before which something has come over it."""
+        self._register(fd)
+        self._be_due(SUSPECT_S)
 
     def watch(self, fd: int, look: Callable[[int], None]) -> None:
         """Call ``look`` with the bytes received over a dialled connection, soon after some have come."""
         self._dialled[fd] = look
-        self.notice(fd)
+        self._register(fd)
+        self._be_due(SWEEP_S)
 
     def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
         """Undo a `watch`, unless the descriptor is another connection's by now. Idempotent."""
@@ -117,13 +118,27 @@ class Sweeps:
             self._changed.close()
             self._changed = None
 
-    def _be_due(self) -> None:
-        """See to it that a sweep follows after `SWEEP_S`, or sooner if it is due anyway."""
+    def _register(self, fd: int) -> None:
+        if self._changed is not None:
+            with contextlib.suppress(OSError):  # It has ended already.
+                self._changed.register(fd, _EVENTS)
+
+    def _be_due(self, within_s: float) -> None:
+        """See to it that a sweep follows after ``within_s``, or sooner if it is due anyway."""
         self._stop_watching()
+        now = self._loop.time()
         if self._next is None:
             self.is_quiet = False
-            self._swept_at = self._loop.time()
-            self._next = self._loop.call_later(SWEEP_S, self._sweep)
+            self._swept_at = now
+        elif self._due_at > now + within_s:
+            self._next.cancel()
+        else:
+            return
+        self._sweep_after(now, within_s)
+
+    def _sweep_after(self, now: float, seconds: float) -> None:
+        self._due_at = now + seconds
+        self._next = self._loop.call_at(self._due_at, self._sweep)
 
     def _sweep(self) -> None:
         now = self._loop.time()
@@ -134,16 +149,16 @@ class Sweeps:
         named = [] if self._changed is None else [fd for fd, _ in self._changed.poll(0, MAX_LOOKS)]
         for fd in (*named, *self._take_in_turn()):
             known = self._look(fd)
-            if known is not None and known.unread_bytes > UNCERTAIN_BYTES:
-                is_uncertain = True
+            if known is not None:
+                is_uncertain = is_uncertain or known.unread_bytes > UNCERTAIN_BYTES
                 is_suspect = is_suspect or self._bounds.is_suspect(known)
         if is_suspect:
             self._read_soon()  # Only when nothing is left to read, it is known to have no end.
         self.is_quiet = not (is_uncertain or self._bounds.strangers)
         if not self.is_quiet:
-            self._next = self._loop.call_later(SUSPECT_S if is_suspect else SWEEP_S, self._sweep)
+            self._sweep_after(now, SUSPECT_S if is_suspect else SWEEP_S)
         elif self._changed is not None:
-            self._loop.add_reader(self._changed.fileno(), self._be_due)
+            self._loop.add_reader(self._changed.fileno(), self._be_due, SWEEP_S)
             self._is_watching = True
 
     def _look(self, fd: int) -> Accepted | None:

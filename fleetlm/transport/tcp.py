@@ -32,8 +32,10 @@ _SO_COOKIE: Final = 57
 _TCP_INFO: Final[int] = getattr(socket, "TCP_INFO", 11)
 _TCP_INFO_BYTES: Final = 256
 _DISCARDED_AT_ONCE: Final = 256 * 1024
+_DISCARD: Final[int] = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if KNOWS_RECEIVED else 0)
+"""On Linux the kernel does not even copy what is thrown away. Source: tcp(7), MSG_TRUNC."""
 _rubbish = bytearray(_DISCARDED_AT_ONCE)
-"""Where such bytes go, from any thread; nothing reads them."""
+"""Where such bytes go elsewhere, from any thread; nothing reads them."""
 _BYTES_RECEIVED_AT: Final = 128
 """Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
 
@@ -127,7 +129,7 @@ def _discard(sock: socket.socket) -> int:
     """Throw away what has come over a connection that takes nothing more. Returns the number of bytes."""
     discarded = 0
     with contextlib.suppress(OSError):  # The peer has reset it.
-        while size := sock.recv_into(_rubbish, _DISCARDED_AT_ONCE, socket.MSG_DONTWAIT):
+        while size := sock.recv_into(_rubbish, _DISCARDED_AT_ONCE, _DISCARD):
             discarded += size
     return discarded
 

@@ -52,7 +52,7 @@ from fleetlm.wire.extensions import (
     unreadable_in,
 )
 from fleetlm.wire.large import LargeDecoder
-from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES
+from fleetlm.wire.weights import CONTAINER_BYTES, EXTENSION_BYTES, PAIR_BYTES, VALUE_BYTES
 
 __all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
@@ -291,7 +291,7 @@ class Codec(Decoder):
     def _plain_other(self, value: Any, depth: int) -> Any:
         """Do as `_plain` for values that are neither list nor dict."""
         kind = type(value)
-        self.extra_bytes += CONTAINER_BYTES
+        self.extra_bytes += EXTENSION_BYTES
         writer = self._writers.get(kind)
         if writer is None:
             writer = self._writers[kind] = self._find_writer(kind)

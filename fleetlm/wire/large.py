@@ -21,7 +21,7 @@ import msgpack
 from fleetlm.messages import MessageTypes
 from fleetlm.texts import type_name
 from fleetlm.wire.blobs import Hold
-from fleetlm.wire.decoder import Decoder, bad_data
+from fleetlm.wire.decoder import NO_LIMIT, Decoder, bad_data
 from fleetlm.wire.extensions import MAX_NESTING_LIMIT, BadData, Ext
 from fleetlm.wire.weights import CONTAINER_BYTES, HOLDERS, PAIR_BYTES, VALUE_BYTES, nested_extra
 
@@ -89,8 +89,9 @@ class LargeDecoder(Decoder):
             self.extra_bytes -= CONTAINER_BYTES + VALUE_BYTES * len(message)  # Only the payload counts.
         return message
 
-    def unpack_batch(self, data: bytes | memoryview) -> list[Any]:
+    def unpack_batch(self, data: bytes | memoryview, most_steps: int = NO_LIMIT) -> list[Any]:
         """Return the messages of a batch. Raises: BadData, also if they would take too much memory."""
+        self._steps_left = most_steps
         self._room_bytes = RESERVE_BYTES + MEMORY_FACTOR * len(data)
         self._blobs = {}
         batch = self._read(data)

@@ -3,13 +3,19 @@
 The size of a message does not tell that. An empty list has one byte on the wire and takes 80 in memory. So
 the weight of a message is its packed size, and in addition, for its payload (`Codec.extra_bytes`):
 
-- `CONTAINER_BYTES` for each list and dict, and for each extension value but large integers;
+- `CONTAINER_BYTES` for each list and dict;
+- `EXTENSION_BYTES` for each extension value but large integers;
 - `VALUE_BYTES` for each item of a list, and twice that for each pair of a dict. Tuples, sets and records
   travel as extension values with a list or a dict inside (`wire.extensions.Ext`), and count as both.
 
-What a message really takes is at most two and a half times that, and less for most; a test measures all kinds
-of values. The codec counts while it packs, which costs one addition for each container. The receiver counts
-only now and then (`Scale`), and finds at most as much as an honest sender, since it counts the same things.
+A list takes less memory than it counts. But Python's collector of cyclic garbage looks at each list and dict
+in all mailboxes, again and again while they become more, and the event loop stands still meanwhile, for some
+10 ms if there are a hundred thousand. A full mailbox, of 64 MiB by default, has at most 200,000.
+
+What a message really takes is at most two and a half times its weight, and less for most; a test measures all
+kinds of values. The codec counts while it packs, which costs one addition for each container. The receiver
+counts only now and then (`Scale`), and finds at most as much as an honest sender, since it counts the same
+things.
 """
 
 from __future__ import annotations
@@ -21,8 +27,10 @@ import msgpack
 
 from fleetlm.wire.extensions import Ext
 
-CONTAINER_BYTES = 96
-"""Of an empty list or dict with its place in another one, of a Decimal, a UUID, a datetime."""
+CONTAINER_BYTES = 288
+"""Of a list or dict: its memory without items, and three times as much for the collector's time."""
+EXTENSION_BYTES = 96
+"""Of a Decimal, a UUID, a datetime; of a tuple, set or record beside what is in it."""
 VALUE_BYTES = 32
 """A place in a list, and a number or a short text in it."""
 PAIR_BYTES = 2 * VALUE_BYTES
@@ -46,7 +54,7 @@ def nested_extra(code: int, inside_bytes: int) -> int:
     if code == Ext.BIG_INT:
         return 0
     uncounted = _NESTED.get(code)  # type: ignore[call-overload]
-    return CONTAINER_BYTES if uncounted is None else CONTAINER_BYTES + inside_bytes - uncounted
+    return EXTENSION_BYTES if uncounted is None else EXTENSION_BYTES + inside_bytes - uncounted
 
 
 class Scale:

@@ -243,6 +243,17 @@ def _requests() -> list[bytes]:
     return [*packed, b"".join(packed)]
 
 
+def _votes() -> list[Any]:
+    """What a member says to another one; see `vote_targets`."""
+    me, owner = ["fleetlm@10.0.0.2", 2, 9], ["fleetlm@10.0.0.1", 1, 1]
+    return [
+        ["beat", *me, 1, [[3, 6]], []], ["grant", *me, 2, [[3, 7, 0, None], [2, 9, 0, None]]], 11_000,
+        ["beat", *me, 3, [[3, 7]], [2]], ["grant", *me, 4, [[0, 6, 5, owner]]], ["answer", []],
+        ["answer", [[0, 9], [1, 4]]], ["answer", None], ["beat", "fleetlm@10.0.0.3", 3, 7, 1 << 40, [], []],
+        ["beat", *me, 5, [[0, 6], [9, 1]], []], 60_000, ["grant", *me, 6, [[1, 8, 0, None]]],
+    ]  # fmt: skip
+
+
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frames": _frames,
     "codec": _codec_seeds,
@@ -253,6 +264,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],
     "rows": lambda: [CODEC.pack_value(facts) for facts in (_rows(), *([one] for one in _rows()))],
     "members": lambda: [CODEC.pack_value(facts) for facts in (_members(), *([one] for one in _members()))],
+    "votes": lambda: [CODEC.pack_value(each) for each in (_votes(), *([one] for one in _votes()))],
     "shards": lambda: [CODEC.pack_value(facts) for facts in (_shards(), *([one] for one in _shards()))],
     "links": lambda: [CODEC.pack_value(signals) for signals in (_signals(), *([one] for one in _signals()))],
     "overview": _parts,

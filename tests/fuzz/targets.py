@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz import pair_target, replica_targets, state_targets, text_targets, wire_targets
+from tests.fuzz import (
+    pair_target,
+    replica_targets,
+    state_targets,
+    text_targets,
+    vote_targets,
+    wire_targets,
+)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": wire_targets.fuzz_frames,
@@ -17,6 +24,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "rows": replica_targets.fuzz_rows,
     "members": replica_targets.fuzz_members,
     "shards": replica_targets.fuzz_shards,
+    "votes": vote_targets.fuzz_votes,
     "links": state_targets.fuzz_links,
     "overview": state_targets.fuzz_overview,
     "kernel": state_targets.fuzz_kernel,

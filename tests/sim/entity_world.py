@@ -24,10 +24,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm import Entity, EntityRefs, FleetError, Node, NotDelivered, Pid, handler
+from fleetlm.entities.hosting import Hosting
 from fleetlm.runtime.info import DrainReport
 from fleetlm.testing import SimCluster
 from tests.sim.disturbed import Disturbed
@@ -36,6 +38,8 @@ from tests.sim.seeded import ONE_PORT
 KEYS = [f"s{number}" for number in range(6)]
 SHARDS = 8
 LONG_S = 120.0
+REST_S = 90.0
+"""Seconds in which all come to rest: a shard that could not be balanced is tried again within a minute."""
 CALM, STORMY = ("join", "drain", "restart", "move"), (
     "partition", "one way", "freeze", "stall", "crash",
 )  # fmt: skip
@@ -66,6 +70,42 @@ class Ledger:
     """Key → nodes on which it lives."""
     twice: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    def check_outcomes(self, *, faults: bool) -> None:
+        """Look whether each append ran as its caller was told; ``faults``: whether calls may fail."""
+        for name, entry in self.appends.items():
+            told = f"append {name} to {entry.key}: ran {entry.ran}, came to {entry.outcome!r}"
+            assert len(entry.ran) <= 1, told
+            if isinstance(entry.outcome, NotDelivered):
+                assert not entry.ran, told
+            if type(entry.outcome) is int:
+                assert entry.ran, told
+            assert entry.outcome is not None, told
+            if not (faults or entry.was_left_behind):
+                assert not isinstance(entry.outcome, FleetError), told
+                assert entry.ran, told
+        for key, lives in self.lives.items():
+            last: dict[int, int] = {}
+            for pid, epoch in lives:
+                assert epoch >= last.get(pid.incarnation, 0), f"{key}: {lives}"
+                last[pid.incarnation] = epoch
+
+    def check_calm(self, final: dict[str, list[str]], unmoved: set[str]) -> None:
+        """Look at what must hold where nothing has failed.
+
+        Args:
+            final: what each session has in the end.
+            unmoved: what drains could not move, as they have reported it.
+        """
+        assert not self.twice, self.twice
+        for key, lives in self.lives.items():
+            for (pid, epoch), (later, later_epoch) in itertools.pairwise(lives):
+                moved = pid.node != later.node
+                grows = later_epoch > epoch if moved else later_epoch >= epoch
+                assert grows, f"{key}: {lives}"
+        for name, entry in self.appends.items():
+            if f"sessions/{entry.key}" not in unmoved and not entry.was_left_behind:
+                assert name in final[entry.key], f"append {name} to {entry.key} is lost"
 
 
 class Session(Entity):
@@ -268,44 +308,37 @@ class World(Disturbed):
         for node in self.nodes():
             node.undrain()
         await self.cluster.mesh(timeout=300)
-        await asyncio.sleep(80)  # A shard that could not be balanced is tried again within a minute.
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Wait until all nodes agree and nothing moves, but not for ever: `check` says what is wrong then."""
+        until = self.cluster.loop.time() + REST_S
+        await asyncio.sleep(3)
+        while self.cluster.loop.time() < until and not self.is_at_rest():
+            await asyncio.sleep(1)
+
+    def is_at_rest(self) -> bool:
+        """See `is_at_rest`."""
+        owners = [self.refs(node).shards() for node in self.nodes()]
+        return is_at_rest(self.nodes(), self.hosts(), owners, SHARDS)
 
     async def check(self) -> None:
         ledger = self.ledger
         assert not ledger.faults, ledger.faults
-        self.check_outcomes()
+        ledger.check_outcomes(faults=self.faults)
         await self.check_end()
         self.final = {key: await self.refs(self.nodes()[0])[key].call(Session.everything) for key in KEYS}
         if not self.faults:
-            self.check_calm()
-
-    def check_outcomes(self) -> None:
-        for name, entry in self.ledger.appends.items():
-            told = f"append {name} to {entry.key}: ran {entry.ran}, came to {entry.outcome!r}"
-            assert len(entry.ran) <= 1, told
-            if isinstance(entry.outcome, NotDelivered):
-                assert not entry.ran, told
-            if type(entry.outcome) is int:
-                assert entry.ran, told
-            assert entry.outcome is not None, told
-            if not (self.faults or entry.was_left_behind):
-                assert not isinstance(entry.outcome, FleetError), told
-                assert entry.ran, told
-        for key, lives in self.ledger.lives.items():
-            last: dict[int, int] = {}
-            for pid, epoch in lives:
-                assert epoch >= last.get(pid.incarnation, 0), f"{key}: {lives}"
-                last[pid.incarnation] = epoch
+            ledger.check_calm(self.final, {name for report in self.reports for name in report.unmoved})
 
     async def check_end(self) -> None:
         nodes, hosts = self.nodes(), self.hosts()
         owners = self.refs(nodes[0]).shards()
         assert sorted(owners) == list(range(SHARDS)), owners
-        most = -(-SHARDS // len(hosts))
         for node in nodes:
             assert self.refs(node).shards() == owners, node.name
-        for host in hosts:
-            assert sum(owner == host.name for owner in owners.values()) <= most, owners
+        counts = [sum(owner == host.name for owner in owners.values()) for host in hosts]
+        assert max(counts) - min(counts) <= 1, owners
         for key in KEYS:
             first = len(await self.refs(nodes[0])[key].call(Session.everything))
             for number, node in enumerate(nodes, 1):
@@ -315,30 +348,45 @@ class World(Disturbed):
         for node in nodes:
             assert not node._parts.replicated_shards._waiting, node.name
             for hosting in node.entities._hostings():
-                handoff: Any = hosting.handoff
-                left = (handoff._moving, handoff._staged, handoff._tasks, handoff._sealed)
-                assert not any(left), left
-                assert hosting.kept_bytes == sum(
-                    len(key) + len(kept.packed or b"") + 64
-                    for each in hosting.kept.values()
-                    for key, kept in each.items()
-                )
-                own = hosting.table.own("sessions")
-                assert own is not None
-                assert hosting.kept.keys() | hosting.in_shard.keys() <= own.claims.keys()
+                check_nothing_is_left(hosting)
 
-    def check_calm(self) -> None:
-        ledger = self.ledger
-        assert not ledger.twice, ledger.twice
-        for key, lives in ledger.lives.items():
-            for (pid, epoch), (later, later_epoch) in itertools.pairwise(lives):
-                moved = pid.node != later.node
-                grows = later_epoch > epoch if moved else later_epoch >= epoch
-                assert grows, f"{key}: {lives}"
-        unmoved = {name for report in self.reports for name in report.unmoved}
-        for name, entry in ledger.appends.items():
-            if f"sessions/{entry.key}" not in unmoved and not entry.was_left_behind:
-                assert name in self.final[entry.key], f"append {name} to {entry.key} is lost"
+
+def is_at_rest(nodes: Sequence[Any], hosts: Sequence[Any], owners: list[dict[int, str]], shards: int) -> bool:
+    """Whether all agree, each host has its share, nothing moves, and no entity has work.
+
+    Args:
+        nodes: all nodes.
+        hosts: those that have shards.
+        owners: who owns each shard, as each node sees it.
+        shards: how many there are.
+    """
+    if not hosts or len(owners[0]) < shards or any(each != owners[0] for each in owners):
+        return False
+    counts = [sum(owner == host.name for owner in owners[0].values()) for host in hosts]
+    return (
+        sum(counts) == shards
+        and max(counts) - min(counts) <= 1
+        and all(
+            not host.handoff.moving and all(seat.is_idle for seat in host.seats.values())
+            for node in nodes
+            for host in node.entities._hostings()
+        )
+    )
+
+
+def check_nothing_is_left(hosting: Hosting) -> None:
+    """Look whether a host is at rest, and has nothing of shards that it does not own."""
+    handoff: Any = hosting.handoff
+    left = (handoff._moving, handoff._staged, handoff._tasks, handoff._sealed)
+    assert not any(left), left
+    assert hosting.kept_bytes == sum(
+        len(key) + len(kept.packed or b"") + 64
+        for each in hosting.kept.values()
+        for key, kept in each.items()
+    )
+    own = hosting.table.own(hosting.kind)
+    assert own is not None
+    assert hosting.kept.keys() | hosting.in_shard.keys() <= own.claims.keys()
 
 
 async def ignoring(work: Any) -> None:

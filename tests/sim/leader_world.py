@@ -27,6 +27,9 @@ from tests.sim.seeded import ONE_PORT
 EXPECTED = 5
 LONG_S = 120.0
 SLOT_S = 2.0
+REST_S = 75.0
+"""Seconds in which all come to rest: a job whose clock is behind waits for the last slot of a clock that was
+ahead."""
 CALM = ("join", "drain", "restart", "withdraw", "crash the run")
 STORMY = ("partition", "one way", "freeze", "stall", "crash", "kill the run")
 
@@ -227,9 +230,22 @@ class LeaderWorld(Disturbed):
         while len(self.nodes()) < EXPECTED // 2 + 1:
             await self.join()
         await self.cluster.mesh(timeout=300)
-        await asyncio.sleep(
-            75
-        )  # A job whose clock is behind waits for the last slot of a clock that was ahead.
+        until = self.cluster.loop.time() + REST_S
+        await asyncio.sleep(10)
+        while self.cluster.loop.time() < until and not self.is_at_rest():
+            await asyncio.sleep(1)
+
+    def is_at_rest(self) -> bool:
+        """Whether one run goes on, all nodes agree, and the job has begun a slot lately."""
+        runs = [run for run in self.ledger.runs if run.goes_on]
+        where = {(node.singletons.where("boss"), node.singletons.where("cron:tick")) for node in self.nodes()}
+        late_s = self.cluster.loop.time() - self.ledger.ticked_at
+        return (
+            len(runs) == 1
+            and len(where) == 1
+            and late_s < 2 * SLOT_S
+            and not any(here.handoff.moving for node in self.nodes() if (here := offering(node)) is not None)
+        )
 
     def check_end(self) -> None:
         ledger, nodes = self.ledger, self.nodes()

@@ -196,7 +196,7 @@ class QuorumWorld(World):
             (fresh,) = await self.cluster.start(clock_s=self.clock_s())
             await self.host(fresh)
         await self.cluster.mesh(timeout=300)
-        await self.wait(60)
+        await self.rest()
 
     async def check(self) -> None:
         ledger: Ledger = self.ledger

@@ -824,11 +824,11 @@ def play(faults: bool) -> Any:
     return story
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 4), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 100, 2), 1))
 def test_no_acknowledged_append_is_lost_while_nodes_come_and_leave_in_order(first: int) -> None:
-    run_stories(play(faults=False), range(first, first + 4))
+    run_stories(play(faults=False), range(first, first + 2))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 4), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 100, 2), 1))
 def test_an_append_runs_at_most_once_and_in_the_end_all_agree_whatever_fails(first: int) -> None:
-    run_stories(play(faults=True), range(first, first + 4))
+    run_stories(play(faults=True), range(first, first + 2))

@@ -14,6 +14,7 @@ from fleetlm.core.quorum import Lease, MemberKey, Votes
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.majority import Majority
 from fleetlm.testing import Fleet
+from fleetlm.wire.invocation import to_host
 from tests.sim import quorum_members
 from tests.sim.quorum_world import QuorumWorld
 from tests.sim.seeded import most_are_long, run_stories
@@ -158,6 +159,29 @@ async def test_nonsense_for_a_member_is_refused(fleet: Fleet) -> None:
         await nodes[0].entities.host(Session, "t", safety="both")  # type: ignore[arg-type]
 
 
+async def test_a_member_that_speaks_in_the_name_of_another_one_is_refused_and_logged_once(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    key, shard = key_on(refs, nodes[1]), refs.shard(key_on(refs, nodes[1]))
+    assert await refs[key].call(Session.append, "x") == 1
+    pids = {node.name: node.entities._hostings()[0].table.hosts("s")[node.name].pid for node in nodes}
+    owner, host = pids[nodes[1].name], pids[nodes[0].name]
+    other = pids[nodes[2].name]
+    for member in ([owner.node, owner.incarnation, owner.number], [other.node, 1, other.number],
+                   [other.node, other.incarnation, 1 << 20]):  # fmt: skip
+        for message in (
+            ["beat", *member, 1 << 40, [], []],
+            ["grant", *member, 1 << 40, [[shard, 1, 0, None]]],
+        ):
+            with pytest.raises(RemoteError, match="is not the host of 's'"):
+                await nodes[2].call(host, to_host(message))
+    assert caplog.text.count("in the name of") == 1
+    await fleet.sleep(LEASE_S * 2)
+    assert refs.where(key) == nodes[1].name
+    assert await refs[key].call(Session.append, "y") == 2
+
+
 async def story(seed: int) -> None:
     logging.disable(logging.CRITICAL)
     try:
@@ -166,9 +190,9 @@ async def story(seed: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 60, 2), 1))
+@pytest.mark.parametrize("first", most_are_long(range(40), 1))
 def test_no_entity_lives_twice_at_any_instant_whatever_fails(first: int) -> None:
-    run_stories(story, range(first, first + 2))
+    run_stories(story, [first])
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 3_000, 200), 1))

@@ -147,6 +147,18 @@ async def test_what_comes_in_bursts_that_libzmq_takes_at_once_is_noticed_too() -
 
 
 @linux
+async def test_a_new_connection_is_looked_at_sooner_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.transport.sweeps.SWEEP_S", 60.0)
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with socket.create_connection((a.ip, PORT), 10) as stranger:
+            stranger.sendall(GREETING + READY + zmtp(bytes(MIB))[: 128 * 1024])
+            _, why = await a.seen.until("refused")
+            assert why.endswith("before it was heard, and no node begins so")
+
+
+@linux
 async def test_a_large_frame_whose_end_is_late_ends_nothing() -> None:
     async with station() as a, station() as b:
         channel = await b.reach(a)

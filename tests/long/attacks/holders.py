@@ -206,6 +206,16 @@ def groups(member: Member) -> Step:
     return batches(member, make)
 
 
+def gauges(member: Member) -> Step:
+    """Reports of ever new members of groups."""
+
+    def make() -> Any:
+        number = member.number()
+        return operations.table("members", ["gauges", [[f"{'g' * 60}{number}", number, {"load": 1}]]])
+
+    return batches(member, make)
+
+
 def registered(member: Member) -> Step:
     """Cluster-wide names without end."""
 
@@ -286,6 +296,7 @@ HOLDERS: Final[tuple[Prepare, ...]] = (
         monitors,
         links,
         groups,
+        gauges,
         registered,
         theft,
         open_calls,

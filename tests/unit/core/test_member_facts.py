@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -12,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm import InvalidName, MessageTooLarge, Pid, Settings, TooManyMemberships
 from fleetlm.core import member_facts
-from fleetlm.core.member_facts import LOADS_KEY, MemberFacts, meta_bytes
+from fleetlm.core.member_facts import LOADS_KEY, WITHDRAWN_PER_STEP, MemberFacts, meta_bytes
 from fleetlm.core.member_loads import weigh
 from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.members import MAX_META_BYTES
@@ -368,9 +369,26 @@ def test_what_a_lost_node_told_is_forgotten_and_of_others_nothing_is_known() -> 
     ours.node_down(THIRD)
     ours.node_down(ME)
     assert ours.has_told("g")
-    ours.node_down(PEER)
-    assert ours.report("g", YOURS) is None
+    steps = ours.node_down(PEER)
+    assert ours.report("g", YOURS) is None, "at once"
+    assert [*steps] == []
     assert not ours.has_told("g")
+
+
+def test_the_reports_of_a_lost_node_are_forgotten_in_small_steps_and_later_ones_stay() -> None:
+    ours = facts(max_memberships=1_000)
+    ours.told(PEER, 7, ["gauges", [[f"g{n}", 9, {"load": 1}] for n in range(200)]], 0.0)
+    steps = ours.node_down(PEER)
+    assert ours.report("g0", YOURS) is None
+    ours.told(PEER, 8, ["gauges", [["g199", 9, {"load": 2}]]], 0.0)
+    sizes = [len(ours._reporting), *(len(ours._reporting) for _ in steps)]
+    assert sizes[0] == 200
+    assert sizes[-1] == 1
+    assert max(before - after for before, after in pairwise(sizes)) <= WITHDRAWN_PER_STEP
+    assert ours.has_told("g199")
+    assert not ours.has_told("g0")
+    assert [*ours.node_down(PEER)] == []
+    assert not ours.has_told("g199")
 
 
 def test_numbers_of_libraries_are_gauges_if_they_are_finite() -> None:

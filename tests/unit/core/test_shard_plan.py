@@ -60,6 +60,33 @@ def test_a_host_that_joins_takes_its_share_at_most_and_nothing_else_moves(shards
 
 
 @few
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 2))
+def test_one_host_after_the_other_gets_its_share_also_where_the_others_have_no_more_than_theirs_rounded_up(
+    shards: int, nodes: int, joining: int
+) -> None:
+    owners = spread(shards, NODES[:nodes])
+    for count in range(nodes + 1, nodes + joining + 1):
+        assert len(balance(shards, owners, NODES[:count])) <= share(shards, count)
+        counts = counts_of(owners, NODES[:count]).values()
+        assert max(counts) - min(counts) <= 1
+
+
+@few
+@given(st.integers(1, 200), st.integers(2, 8), st.randoms())
+def test_hosts_that_act_at_the_same_time_fill_each_gap_once(
+    shards: int, nodes: int, rng: random.Random
+) -> None:
+    hosts = NODES[:nodes]
+    owners = {shard: rng.choice(hosts[: rng.randint(1, nodes)]) for shard in range(shards)}
+    counts, moved = counts_of(owners, hosts), {}
+    for node in hosts:
+        owned = [shard for shard, owner in owners.items() if owner == node]
+        moved |= excess("s", shards, owned, node, counts)
+    after = counts_of(owners | moved, hosts).values()
+    assert max(after) - min(after) <= 1
+
+
+@few
 @given(st.integers(1, 300), st.integers(2, 10))
 def test_of_a_host_that_leaves_only_its_own_shards_move(shards: int, nodes: int) -> None:
     owners = spread(shards, NODES[:nodes])

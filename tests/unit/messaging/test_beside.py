@@ -77,9 +77,9 @@ def test_a_batch_that_would_take_too_much_memory_is_refused(monkeypatch: pytest.
 
 def test_many_values_take_long_and_large_texts_do_not() -> None:
     for size, value, long in (
-        (60, [[]] * 60_000, False),
-        (70, [[]] * 70_000, True),
-        (70, ([[]] * 70_000,), True),
+        (15, [[]] * 15_000, False),
+        (17, [[]] * 17_000, True),
+        (17, ([[]] * 17_000,), True),
         (300, [["text " * 100, 1]] * 300, False),
         (400, b"x" * 400_000, False),
         (1_200, b"x" * 1_200_000, True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import tracemalloc
 from collections.abc import Callable
@@ -12,10 +11,20 @@ import msgpack
 import pytest
 
 from fleetlm.errors import WouldBlock
+from fleetlm.messaging.beside import BATCH_ON_LOOP_BYTES
 from fleetlm.messaging.inbound import CHECK_BITS
-from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units, units
+from fleetlm.messaging.windows import (
+    LEAST_WEIGHED_BYTES,
+    LEAST_WEIGHED_VALUES,
+    UNIT_BYTES,
+    UNITS_FIELD_BYTES,
+    check_units,
+    units,
+)
 from fleetlm.wire import operations
+from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.weights import CONTAINER_BYTES, VALUE_BYTES
 from tests.support.session_fakes import Pair, Side, virtual
 from tests.unit.messaging.test_outbound import Rig as Sending
 
@@ -23,6 +32,8 @@ LARGE = b"x" * 60_000
 LISTS: list[Any] = [[] for _ in range(800)]
 """Has 803 bytes and weighs more than 100,000."""
 LIMIT = 4_096
+LIST_BYTES = CONTAINER_BYTES + VALUE_BYTES
+"""What an empty list in another one weighs, beside its byte."""
 
 
 def batch(side: Side, *messages: Any) -> bytes:
@@ -107,7 +118,7 @@ def test_who_counts_too_little_for_a_message_in_chunks_is_found_out(count: int) 
         side = Pair().there
         box = side.box("box")
         message = operations.one_way("box", [[]] * 300 + [b"x" * count])
-        honest = units(count + 300 * 128, LIMIT)
+        honest = units(count + 301 * LIST_BYTES + 310, LIMIT)
         receive_chunk(side, message, honest)
         assert len(box.queue) == 1
         with pytest.raises((BadFrame, ValueError), match=f"counts as {honest - 3}"):
@@ -123,9 +134,10 @@ def test_honest_heavy_messages_pass() -> None:
         side = Pair().there
         box = side.box("box")
         receive(side, operations.heavy("box", LARGE, units(60_010, LIMIT)), operations.one_way("box", "x"))
-        receive(side, operations.heavy("box", LISTS, units(803 + 96 + 800 * 128, LIMIT)))
-        receive(side, *[operations.one_way("box", [[]] * 200)] * 100)
-        assert [*box.queue][:3] == [LARGE, "x", LISTS], "short messages count 1, whatever they hold"
+        receive(side, operations.heavy("box", LISTS, units(803 + CONTAINER_BYTES + 800 * LIST_BYTES, LIMIT)))
+        few = [[]] * (UNIT_BYTES // LIST_BYTES - 6)
+        receive(side, *[operations.one_way("box", few)] * 100)
+        assert [*box.queue][:4] == [LARGE, "x", LISTS, few]
 
     main()
 
@@ -144,12 +156,15 @@ def test_the_heavier_a_batch_is_the_more_often_it_is_weighed_and_a_light_one_nev
 
         side.session.byte_window.draw = draw
         receive(side, *[operations.one_way("box", b"x" * 100)] * 50)
-        receive(side, operations.one_way("box", [1.5] * 350))
+        receive(side, operations.one_way("box", [1.5] * 30))
         assert not asked
+        receive(side, operations.one_way("box", [[]] * 50))
+        assert asked == [CHECK_BITS], "it may weigh much, for all that its bytes say"
+        asked.clear()
         drawn = len(LARGE) + UNIT_BYTES
         receive(side, operations.one_way("box", LARGE))
         assert asked == [CHECK_BITS]
-        assert len(box.queue) == 52, "this one was not weighed"
+        assert len(box.queue) == 53, "this one was not weighed"
         drawn = len(LARGE)
         with pytest.raises(BadFrame):
             receive(side, operations.one_way("box", LARGE))
@@ -207,18 +222,36 @@ def test_a_mailbox_full_of_the_worst_values_takes_the_memory_that_is_promised(va
     main()
 
 
-def test_a_short_message_counts_one_whatever_it_holds() -> None:
+def test_a_short_message_of_many_lists_counts_what_they_cost_the_collector() -> None:
+    """4,096 messages of 230 lists would make it stop the loop for a tenth of a second, again and again."""
+
     @virtual
     async def main() -> None:
         rig = Sending()
-        rig.pair.there.box("slow")
-        value = [[] for _ in range(LIGHT_BYTES - 20)]
-        for number in range(1, 4):
-            rig.outbound.send_nowait(("slow", rig.session.name), value)
-            assert rig.session.held["slow"] == number
-        await asyncio.sleep(0)
+        limit = rig.session.held_limit
+        box = rig.pair.there.box("slow")
+        value = [[] for _ in range(230)]
+        with pytest.raises(WouldBlock):
+            fill(rig, value)
+        await rig.settle()
+        assert 0.9 * limit < 231 * len(box.queue) * LIST_BYTES / UNIT_BYTES < 1.1 * limit + 5
 
     main()
+
+
+@pytest.mark.parametrize("value", [[[]], [()], [{}], {1: []}, [[[[]]]]], ids=str)
+def test_what_is_not_weighed_weighs_little(value: Any) -> None:
+    """The bounds from which messages and batches are weighed, for all kinds of containers."""
+    codec, many = Codec(), value
+    while True:
+        packed = codec.pack_whole(["b", many], many)
+        decoder = Codec()
+        decoder.unpack_batch(b"\x91" + packed)
+        if len(packed) + codec.extra_bytes >= UNIT_BYTES:
+            break
+        many = {**many, len(many) + 1: []} if type(many) is dict else many + value
+    assert len(packed) >= LEAST_WEIGHED_BYTES
+    assert decoder.values >= LEAST_WEIGHED_VALUES
 
 
 def note_what_goes_beside(side: Side) -> list[Any]:
@@ -229,7 +262,7 @@ def note_what_goes_beside(side: Side) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("count", "is_beside"), [(60_000, False), (70_000, True), (200_000, True)], ids=lambda count: f"{count:,}"
+    ("count", "is_beside"), [(16_000, False), (17_000, True), (200_000, True)], ids=lambda count: f"{count:,}"
 )
 def test_a_message_of_many_values_in_chunks_is_unpacked_and_weighed_beside_the_loop(
     count: int, is_beside: bool
@@ -240,6 +273,47 @@ def test_a_message_of_many_values_in_chunks_is_unpacked_and_weighed_beside_the_l
         box, beside = side.box("box"), note_what_goes_beside(side)
         receive_chunk(side, operations.one_way("box", [[]] * count), LIMIT)
         assert (len(beside), len(box.queue)) == ((1, 0) if is_beside else (0, 1))
+
+    main()
+
+
+def frame_of(side: Side, messages: list[Any]) -> bytes:
+    incoming = side.session.incoming
+    return header(Kind.BATCH, incoming.epoch, incoming.seq) + side.codec.pack_value(messages)
+
+
+@pytest.mark.parametrize("in_each", [1, 50])
+@pytest.mark.parametrize(
+    "item", [set(), (), dict.fromkeys(range(40))], ids=["sets", "tuples", "numbers as keys"]
+)
+def test_a_batch_that_takes_long_is_unpacked_beside_the_loop(item: Any, in_each: int) -> None:
+    """Its size is that of an honest batch."""
+
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box, beside = side.box("box"), note_what_goes_beside(side)
+        count = 2_100 if type(item) is not dict else 150
+        sent = [operations.heavy("box", [item] * (count // in_each), 100 // in_each) for _ in range(in_each)]
+        frame = frame_of(side, sent)
+        assert len(frame) < BATCH_ON_LOOP_BYTES
+        side.receive([frame])
+        assert (len(beside), len(box.queue)) == (1, 0)
+        assert beside[0]() == (sent, 0)
+        receive(side, operations.one_way("box", "what comes next is unpacked on the loop"))
+        assert len(box.queue) == 1
+
+    main()
+
+
+def test_batches_of_small_messages_are_unpacked_on_the_loop() -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box, beside = side.box("box"), note_what_goes_beside(side)
+        receive(side, *[operations.one_way("box", {"a": [1, 2], "b": {"c": None}})] * 3_000)
+        side.receive([frame_of(side, [["box", (number, ())] for number in range(1_024)])])
+        assert (len(beside), len(box.queue)) == (0, 4_024)
 
     main()
 

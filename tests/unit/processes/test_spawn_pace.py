@@ -11,7 +11,7 @@ from fleetlm.processes.spawn_pace import BURST_S, PAUSE_S, SpawnPace
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import virtual
 
-RATE = 100.0
+RATE = 1_000.0
 BURST = int(RATE * BURST_S)
 
 
@@ -40,14 +40,14 @@ class Rig:
 
 @virtual
 async def test_a_burst_is_spawned_at_once_and_the_rest_at_the_rate_in_order() -> None:
-    rig, count = Rig(), BURST + 50
+    rig, count = Rig(), BURST + 200
     session = rig.session()
     rig.ask(session, count)
     assert rig.count() == BURST
-    assert rig.pace.waiting("a") == 50
-    await asyncio.sleep(0.1)
-    assert abs(rig.count() - BURST - 10) <= 1
-    rig.ask(session, 1)
+    assert rig.pace.waiting("a") == 200
+    await asyncio.sleep(0.1 + PAUSE_S / 2)
+    assert abs(rig.count() - BURST - 100) <= 2
+    rig.ask(session, 1)  # There is a token, for the next one that waits.
     await asyncio.sleep(1)
     assert [number for _, number, _ in rig.done] == [*range(count), 0], "nothing passes what waits"
     assert all(number == ref for _, number, ref in rig.done), "an answer is urgent, also if it comes later"

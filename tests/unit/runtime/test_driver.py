@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from fleetlm.core.effects import Dial, HangUp, Reply, Report, Send
 from fleetlm.core.kernel import Kernel
 from fleetlm.errors import NoConnection
 from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging import backlog, inbound
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
@@ -47,7 +49,7 @@ EPOCH = 77
 class Rig:
     """A driver on a fake transport; the test plays the network and the peers."""
 
-    def __init__(self, road: int = 0) -> None:
+    def __init__(self, road: int = 0, turn_s: float = math.inf) -> None:
         loop = SimLoop.current()
         self.transport = FakeTransport()
         self.road = road
@@ -57,9 +59,9 @@ class Rig:
         codec = Codec()
         self.service = FakePeerService()
         self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
-        inbound = Inbound(self.boxes, codec, self.service, loop.time, 100)
+        taking = Inbound(self.boxes, codec, self.service, loop.time, 100, turn_s=turn_s)
         self.driver = Driver(
-            context(SETTINGS), codec, self.kernel, self.transport, inbound,  # type: ignore[arg-type]
+            context(SETTINGS), codec, self.kernel, self.transport, taking,  # type: ignore[arg-type]
             self.events, random.Random(1), self,
         )  # fmt: skip
         self.losses = 0
@@ -518,6 +520,34 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
     assert list(rig.boxes["sink"].queue) == ["behind"]
     assert THERE not in rig.driver.sessions
     assert source not in rig.driver._backlog
+
+
+@virtual
+async def test_after_a_turn_of_what_peers_sent_the_rest_of_the_node_has_the_loop() -> None:
+    clock = [100.0]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (inbound, backlog):
+            patch.setattr(module, "monotonic", lambda: clock[0])
+        rig = Rig(turn_s=0.002)
+        _, source = rig.bring_up()
+        take = rig.service.signalled
+
+        def signalled(session: Session, signal: Any) -> None:
+            clock[0] += 0.002
+            take(session, signal)
+
+        patch.setattr(rig.service, "signalled", signalled)
+        rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
+        assert [what for _, what in rig.service.questions] == [0]
+        for _ in range(3):
+            clock[0] += 0.000_5
+            await turns(1)
+        assert [what for _, what in rig.service.questions] == [0], "each round was used for something else"
+        clock[0] += 0.000_5
+        await turns(1)
+        assert [what for _, what in rig.service.questions] == [0, 1]
+        await turns(2)
+        assert [what for _, what in rig.service.questions] == [0, 1, 2], "nothing else was done"
 
 
 @virtual

@@ -13,6 +13,7 @@ import pytest
 from fleetlm.messages import MessageTypes
 from fleetlm.wire import decoder
 from fleetlm.wire.codec import BadData, Codec, Ext, Unreadable
+from fleetlm.wire.decoder import TooManySteps
 
 
 class Right(Flag):
@@ -115,3 +116,20 @@ def test_pids_with_numbers_beyond_64_bits_are_refused(codec: Codec) -> None:
     huge = msgpack.ExtType(Ext.BIG_INT, (10**5000).to_bytes(2100, "big"))
     with pytest.raises(BadData, match="64 bits"):
         read(codec, Ext.PID, ["a@10.0.0.1", 1, huge])
+
+
+@pytest.mark.parametrize("value", [[()] * 30, dict.fromkeys(range(20), ())], ids=["list", "map"])
+def test_a_batch_that_takes_too_long_is_given_up_and_leaves_nothing_behind(value: Any) -> None:
+    codec, steps = Codec(), 120
+    unreadable = b"\xd4\x7f\x00"  # An extension type that there is not.
+    batch = b"\x92\x92\xa3box" + unreadable + codec.pack_value(["box", value])
+    first, second = codec.unpack_batch(batch, 3 * steps)
+    assert type(first[1]) is Unreadable
+    assert second == ["box", value]
+    assert codec.failures == 1
+    for most in (0, 3, 4, steps // 2, steps + 3):
+        with pytest.raises(TooManySteps):
+            codec.unpack_batch(batch, most)
+    assert codec.failures == 1
+    assert codec.unpack_batch(batch)[1] == second
+    assert codec.unpack(codec.pack_value(value)) == value

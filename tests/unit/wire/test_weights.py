@@ -20,7 +20,7 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES, Scale
+from fleetlm.wire.weights import CONTAINER_BYTES, EXTENSION_BYTES, PAIR_BYTES, VALUE_BYTES, Scale
 
 TYPES = MessageTypes()
 
@@ -98,9 +98,9 @@ def test_containers_and_values_count() -> None:
         ([], CONTAINER_BYTES),
         ([1, 2.5, "x"], CONTAINER_BYTES + 3 * VALUE_BYTES),
         ({"a": []}, 2 * CONTAINER_BYTES + PAIR_BYTES),
-        (Decimal(1), CONTAINER_BYTES),
-        ((1, 2), 2 * CONTAINER_BYTES + 2 * VALUE_BYTES),
-        ({7}, 2 * CONTAINER_BYTES + VALUE_BYTES),
+        (Decimal(1), EXTENSION_BYTES),
+        ((1, 2), EXTENSION_BYTES + CONTAINER_BYTES + 2 * VALUE_BYTES),
+        ({7}, EXTENSION_BYTES + CONTAINER_BYTES + VALUE_BYTES),
         (2**100, 0),
     ):
         data, weight = packed(codec, value)

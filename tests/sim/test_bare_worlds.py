@@ -1,0 +1,232 @@
+"""Thousands of stories of entities and singletons on bare nodes, and each rule of theirs broken once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fleetlm import FleetError
+from fleetlm.core import shard_plan, shard_table
+from fleetlm.core.quorum import Lease, Votes
+from fleetlm.core.shard_table import ShardTable
+from fleetlm.entities import handoff, seat
+from fleetlm.entities.entity_calls import EntityCalls
+from fleetlm.entities.handoff import Handoff
+from fleetlm.entities.hosting import Hosting
+from fleetlm.entities.majority import Majority
+from fleetlm.entities.settling import Settling
+from fleetlm.errors import NodeLost
+from fleetlm.leaders.family import Family
+from fleetlm.leaders.offering import Offering
+from tests.sim import bare_world
+from tests.sim.seeded import most_are_long
+
+Patch = pytest.MonkeyPatch
+MUTANT_SEEDS = 200
+"""Most mutants are noticed in the first ten."""
+
+
+@pytest.fixture(autouse=True)
+def no_logs() -> Iterator[None]:
+    """Log nothing: a story has hundreds of lines."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", most_are_long([0, *range(30, 4_000, 120)], 1))
+def test_without_faults_nothing_is_lost_and_nothing_moves_that_need_not(first: int) -> None:
+    worlds = [bare_world.play(seed, "available", faults=False) for seed in seeds(first, 120)]
+    assert sum(world.moved for world in worlds) >= len(worlds) // 4
+
+
+@pytest.mark.parametrize("first", most_are_long([0, *range(30, 3_000, 120)], 1))
+def test_whatever_fails_each_append_has_one_right_outcome_and_in_the_end_all_agree(first: int) -> None:
+    for seed in seeds(first, 120):
+        bare_world.play(seed, "available", faults=True)
+
+
+@pytest.mark.parametrize("first", most_are_long([0, *range(15, 2_500, 60)], 1))
+def test_with_a_quorum_no_shard_is_served_twice_at_any_instant_whatever_fails(first: int) -> None:
+    for seed in seeds(first, 60, 15):
+        bare_world.play(seed, "quorum", faults=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(0, 500, 50))
+def test_with_a_quorum_nothing_is_lost_without_faults(first: int) -> None:
+    for seed in range(first, first + 50):
+        bare_world.play(seed, "quorum", faults=False)
+
+
+def seeds(first: int, count: int, few: int = 30) -> range:
+    """The seeds of one test: the few of `make test`, or a block of the others."""
+    return range(few) if first == 0 else range(first, first + count)
+
+
+def test_a_seed_runs_the_same_course_each_time() -> None:
+    one, two = (bare_world.play(3, "quorum", faults=True) for _ in range(2))
+    assert one.times.events == two.times.events
+    assert {name: each.ran for name, each in one.ledger.appends.items()} == {
+        name: each.ran for name, each in two.ledger.appends.items()
+    }
+
+
+# Rules, each broken once.
+
+
+def _never(*_args: Any, **_options: Any) -> None:
+    """Nothing is done."""
+
+
+def _true(*_args: Any, **_options: Any) -> bool:
+    return True
+
+
+async def _at_once(*_args: Any, **_options: Any) -> bool:
+    return True
+
+
+async def _nothing_is_left(*_args: Any) -> list[str]:
+    return []
+
+
+async def _no_entity_ends(_handoff: Handoff, _shard: int) -> str:
+    return ""
+
+
+def _serve_what_is_not_owned(
+    host: Hosting, call: Any, _request: Any, key: str, _epoch: int, _mode: int
+) -> Any:
+    return host.seats.get(key) or host._activate(call, key, shard_table.shard_of(key, host.options.shards))
+
+
+def _keep_all_free(_kind: str, _shards: int, free: Any, counts: dict[str, int]) -> dict[int, str]:
+    """Each host sees itself first among the hosts."""
+    return dict.fromkeys(free, next(iter(counts)))
+
+
+def _hand_over_one_more(
+    kind: str, shards: int, owned: Any, own: str, counts: dict[str, int], limit: int | None = None
+) -> dict[int, str]:
+    return EXCESS(kind, shards, owned, own, {**counts, own: counts[own] + 1}, limit)
+
+
+def _own_share_rounded_up(
+    kind: str, shards: int, owned: Any, own: str, counts: dict[str, int], limit: int | None = None
+) -> dict[int, str]:
+    """A host hands over nothing until it has more than the share rounded up."""
+    most = shard_plan.share(shards, len(counts))
+    return EXCESS(kind, shards, owned, own, counts, limit) if counts[own] > most else {}
+
+
+def _forget_epochs(_table: ShardTable, _kind: str, _claims: Any) -> None: ...
+
+
+def _discard_casts(seat: Any, reason: str = "passivated") -> Any:
+    seat.box.discard(lambda message: type(message).__name__ == "Invoke")
+    return CLOSE(seat, reason)
+
+
+def _vote_at_once(votes: Votes, lease_s: float, now: float) -> None:
+    BEGIN_VOTES(votes, lease_s, now)
+    votes._votes_from = now
+
+
+def _count_half(lease: Lease, expected: int, lease_s: float) -> None:
+    BEGIN_LEASE(lease, expected, lease_s)
+    lease.majority = max(1, expected // 2)
+
+
+def _forget_early(votes: Votes, now: float, node: Any) -> bool:
+    heard = votes._heard.get(node)
+    return heard is None or now - heard.at >= votes._promise_s / 2
+
+
+def _serve_without_a_clock(lease: Lease, shard: int, _now: float) -> bool:
+    return lease._since.get(shard, 1 << 62) <= lease._began.number
+
+
+def _never_lapse(_lease: Lease, _now: float) -> bool:
+    return False
+
+
+async def _take_what_is_granted(guard: Majority, wants: Any) -> dict[int, int]:
+    """A node claims before a majority has acknowledged a beat that names the shard."""
+    granted = await guard._ask_for(wants)
+    for shard in granted:
+        guard._lease._since[shard] = 0
+    return granted
+
+
+async def _ask_nobody(guard: Majority, wants: Any) -> dict[int, int]:
+    """A node that takes a shard over does not ask the others."""
+    for want in wants:
+        guard._lease._since[want.shard] = 0
+    return {want.shard: want.epoch for want in wants}
+
+
+def _begin_all(_guard: Majority, handlers: Any) -> Any:
+    return handlers
+
+
+def _kill_seats_alone(offering: Offering, seats: Any) -> None:
+    Hosting._kill(offering, seats)
+
+
+async def _repeat_all(calls: EntityCalls, request: Any, timeout_s: float | None, mode: int = 0) -> Any:
+    try:
+        return await CALL(calls, request, timeout_s, mode)
+    except NodeLost:
+        return await CALL(calls, request, timeout_s, mode)
+
+
+CALL = EntityCalls.call
+EXCESS, CLOSE = shard_plan.excess, seat.Seat.close
+BEGIN_VOTES, BEGIN_LEASE = Votes.__init__, Lease.__init__
+CALM, STORM, QUORUM = ("available", False), ("available", True), ("quorum", True)
+
+MUTANTS: dict[str, tuple[Any, str, Any, tuple[Any, bool]]] = {
+    "what looks free is claimed at once": (Settling, "is_over", _true, CALM),
+    "all that is free is claimed": (handoff, "assign", _keep_all_free, CALM),
+    "more than is beyond the share is handed over": (handoff, "excess", _hand_over_one_more, CALM),
+    "a newcomer gets nothing while all have their share": (handoff, "excess", _own_share_rounded_up, CALM),
+    "a shard is handed over while its entities live": (Handoff, "_end_entities", _no_entity_ends, CALM),
+    "states do not move along": (handoff, "_parts", lambda _: [], CALM),
+    "a drain waits for nothing": (Handoff, "drained", _nothing_is_left, CALM),
+    "casts that wait are dropped": (seat.Seat, "close", _discard_casts, CALM),
+    "a shard that stays keeps its epoch": (Hosting, "renew", _never, CALM),
+    "a shard that was passed on looks free": (ShardTable, "_expect", _never, CALM),
+    "who is not the owner serves": (Hosting, "_find", _serve_what_is_not_owned, STORM),
+    "epochs are not remembered": (ShardTable, "_note", _forget_epochs, STORM),
+    "the loser goes on": (Hosting, "lost", _never, STORM),
+    "an append with an unknown outcome is repeated": (EntityCalls, "call", _repeat_all, STORM),
+    "a member votes at its start": (Votes, "__init__", _vote_at_once, QUORUM),
+    "a half is a majority": (Lease, "__init__", _count_half, QUORUM),
+    "a silent owner is forgotten early": (Votes, "_is_silent", _forget_early, QUORUM),
+    "an owner does not look at its clock": (Lease, "serves", _serve_without_a_clock, QUORUM),
+    "a lease that was over goes on": (Lease, "lapsed", _never_lapse, QUORUM),
+    "what is granted is claimed at once": (Majority, "acquire", _take_what_is_granted, QUORUM),
+    "no majority is asked": (Majority, "acquire", _ask_nobody, QUORUM),
+    "what is fenced lives on": (Hosting, "_kill", _never, QUORUM),
+    "what waited in a frozen node runs": (Majority, "fenced", _begin_all, QUORUM),
+    "a fenced run of the singleton goes on": (Offering, "_kill", _kill_seats_alone, QUORUM),
+    "a handover of the singleton does not wait": (Family, "ended", _at_once, CALM),
+    "a restarted run keeps its epoch": (Offering, "raise_epoch", _at_once, CALM),
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_rule_is_noticed(name: str, monkeypatch: Patch) -> None:
+    broken, attribute, mutant, (safety, faults) = MUTANTS[name]
+    monkeypatch.setattr(broken, attribute, mutant)
+    for seed in range(MUTANT_SEEDS):
+        try:
+            bare_world.play(seed, safety, faults=faults)
+        except (AssertionError, FleetError, ValueError):
+            return
+    pytest.fail(f"nothing was noticed in {MUTANT_SEEDS} seeds")
