@@ -33,7 +33,7 @@ from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.agreement import Agreement, terms_of
 from fleetlm.entities.host_parts import Guard, HostOptions, Moves
 from fleetlm.entities.info import HostedInfo, Tally
-from fleetlm.entities.keeping import KindStore
+from fleetlm.entities.keeping import PAUSE_S, KindStore
 from fleetlm.entities.kept_states import KeptStates
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, base_merge, refuse_all
 from fleetlm.entities.states import States
@@ -391,10 +391,25 @@ class Hosting(KeptStates):
         return max(SAVE_MIN_S, self.options.handoff_s)
 
     def stays(self, seat: Seat) -> None:
-        """Implement `seat.Host`: an entity could not be saved, and is not passivated again at once."""
-        if self.seats.get(seat.key) is seat:
-            seat.used_at = self._time()
-            self.seats.move_to_end(seat.key)
+        """Implement `seat.Host`: an entity could not be saved, and is not saved again at once.
+
+        One whose shard has gone must not stay: it would serve what it has in memory if the shard came back.
+        """
+        if self.seats.get(seat.key) is not seat:
+            return
+        seat.used_at = self._time()
+        self.seats.move_to_end(seat.key)
+        host = self.table.own(self.kind)
+        if self.keeps is None or (host is not None and seat.shard in host.claims):
+            return
+        if self.keeps.is_write:
+            seat.end("fenced")
+        else:  # What it has may still be stored, as long as the later owner has not loaded.
+            self._loop.call_later(PAUSE_S, self._fence_again, seat)
+
+    def _fence_again(self, seat: Seat) -> None:
+        if self.seats.get(seat.key) is seat and not self.is_closed:
+            _ = seat.close("fenced")
 
     # Passivation.
 

@@ -199,7 +199,10 @@ CALL = EntityCalls.call
 EXCESS, CLOSE = shard_plan.excess, seat.Seat.close
 BEGIN_VOTES, BEGIN_LEASE = Votes.__init__, Lease.__init__
 CALM, STORM, QUORUM = ("available", False), ("available", True), ("quorum", True)
-STORED = {"a winner keeps what it has loaded before the loser stored"}
+STORED = {
+    "a winner keeps what it has loaded before the loser stored",
+    "what could not be stored stays without its shard",
+}
 """Those of stories with a store."""
 
 FIRST_SEEDS = {
@@ -210,6 +213,7 @@ FIRST_SEEDS = {
     "what is granted is claimed at once": 30,
     "what waited in a frozen node runs": 35,
     "a fenced run of the singleton goes on": 145,
+    "what could not be stored stays without its shard": 180,
 }
 """Where to begin with those that few seeds notice: shortly before the first one that does."""
 MUTANTS: dict[str, tuple[Any, str, Any, tuple[Any, bool]]] = {
@@ -227,6 +231,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[Any, bool]]] = {
     "epochs are not remembered": (ShardTable, "_note", _forget_epochs, STORM),
     "the loser goes on": (Hosting, "lost", _never, STORM),
     "a winner keeps what it has loaded before the loser stored": (Hosting, "load_anew", _never, STORM),
+    "what could not be stored stays without its shard": (Hosting, "stays", _never, STORM),
     "an append with an unknown outcome is repeated": (EntityCalls, "call", _repeat_all, STORM),
     "a member votes at its start": (Votes, "__init__", _vote_at_once, QUORUM),
     "a half is a majority": (Lease, "__init__", _count_half, QUORUM),
