@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.util
 import json
 import os
 import re
@@ -39,6 +40,8 @@ WARM_UP = 200
 OUTSTANDING = 100
 TICK_S = 60.0
 TIMEOUT_S = 600.0
+KIND, SHARDS = "echo", 8
+ENTITIES = "of an entity"
 MARK = "getlogin"
 """A function of the C library that nothing else calls: valgrind writes down its counts before each call."""
 PLAIN, METRICS, TELEMETRY = "plain", "metrics", "telemetry"
@@ -72,6 +75,11 @@ def main() -> int:
     for work, least in first.items():
         cells = [f"{found[work]:>24,.0f} {found[work] / least - 1:>+8.1%}" for _, found in columns]
         print(f"{work:24}" + "".join(f"{cell:>34}" for cell in cells))
+    for work in first:
+        if work.endswith(ENTITIES):
+            actor = work.replace(ENTITIES, "of an actor")
+            ratios = [f"{found[work] / found[actor]:>34.3f}" for _, found in columns]
+            print(f"{f'{work} / actor':24}" + "".join(ratios))
     return 0
 
 
@@ -138,7 +146,7 @@ def works(here: Node, there: str) -> dict[str, Callable[[int], Awaitable[None]]]
     def call_actor() -> Awaitable[object]:
         return far.call(Echo.echo, PAYLOAD)
 
-    return {
+    found = {
         "call": lambda count: one_by_one(call, count),
         "100 calls": lambda count: together(call, count),
         "call of an actor": lambda count: one_by_one(call_actor, count),
@@ -147,6 +155,29 @@ def works(here: Node, there: str) -> dict[str, Callable[[int], Awaitable[None]]]
         "local call": lambda count: one_by_one(lambda: here.call("echo", PAYLOAD), count),
         "local call of an actor": lambda count: one_by_one(lambda: near.call(Echo.echo, PAYLOAD), count),
         "local one-way": lambda count: send("sink", count),
+    }
+    return found | entity_works(here, there)
+
+
+def entity_works(here: Node, there: str) -> dict[str, Callable[[int], Awaitable[None]]]:
+    """Return the same calls to entities: one lives on each node."""
+    if importlib.util.find_spec("fleetlm.entities") is None:
+        return {}
+    from benchmarks.entity_echo import EchoEntity  # noqa: PLC0415  # an older checkout has none
+
+    refs = here.entities.ref(EchoEntity, KIND)
+    keys = {refs.where(f"key{number}"): refs[f"key{number}"] for number in range(64)}
+    far, near = keys[there], keys[here.name]
+
+    def call_entity() -> Awaitable[object]:
+        return far.call(EchoEntity.echo, PAYLOAD)
+
+    return {
+        "call of an entity": lambda count: one_by_one(call_entity, count),
+        "100 calls of an entity": lambda count: together(call_entity, count),
+        "local call of an entity": lambda count: one_by_one(
+            lambda: near.call(EchoEntity.echo, PAYLOAD), count
+        ),
     }
 
 
@@ -166,6 +197,7 @@ def work(parent: Parent, config: dict[str, Any]) -> None:
                 if config["mode"] != PLAIN:
                     stack.enter_context(observed(node, config["mode"]))
             await here.ready(1, timeout=TIMEOUT_S)
+            await host_entities(here, there)
             todo = works(here, there.name)
             gc.disable()
             for do in todo.values():
@@ -177,6 +209,21 @@ def work(parent: Parent, config: dict[str, Any]) -> None:
             parent.report(works=list(todo))
 
     run_loop(run(), "uvloop")
+
+
+async def host_entities(*nodes: Node) -> None:
+    """Host entities on both nodes, and wait until all shards have owners on both."""
+    if importlib.util.find_spec("fleetlm.entities") is None:
+        return
+    from benchmarks.entity_echo import EchoEntity  # noqa: PLC0415  # an older checkout has none
+
+    for node in nodes:
+        await node.entities.host(EchoEntity, KIND, shards=SHARDS, settle_s=0.0, rebalance_s=0.0)
+    refs = nodes[0].entities.ref(EchoEntity, KIND)
+    owned: dict[int, str] = {}
+    while len(owned) < SHARDS or len(set(owned.values())) < len(nodes):
+        await asyncio.sleep(0.05)
+        owned = refs.shards()
 
 
 def observed(node: Node, mode: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -42,6 +43,9 @@ BENCHMARK = Benchmark(
     f"{COUNT:,} entities on one node, each asked by that node, and {OUTSTANDING} requests outstanding",
     [
         Metric("bytes_each", "memory of one that lives", "bytes", more_is_better=False),
+        Metric(
+            "most_bytes", "most memory of the program at any time", "MB", more_is_better=False, scale=1e-6
+        ),
         Metric("begin_s", "first request", "µs CPU", more_is_better=False, scale=1e6),
         Metric("again_s", "another one", "µs CPU", more_is_better=False, scale=1e6),
         Metric("end_s", "last request, saved, ended", "µs CPU", more_is_better=False, scale=1e6),
@@ -70,7 +74,7 @@ def entities(parent: Parent, config: dict[str, Any]) -> None:
             facts["revive_s"] = await cpu_each(lambda number: held[number].call(add), config["count"])
             counted = await held[0].call(add)
             assert counted == 5, counted
-            parent.report(**facts)
+            parent.report(**facts, most_bytes=most_bytes())
             await parent.wait_until_closed()
             os._exit(0)  # Ending all of them is not measured.
 
@@ -88,17 +92,22 @@ def actors(parent: Parent, config: dict[str, Any]) -> None:
             add, rest = CountActor.add, CountActor.rest
 
             async def begin(number: int) -> None:
-                held[number] = (await node.start_actor(CountActor)).within(WITHIN_S)
+                held[number] = (await node.start_actor(CountActor, timeout=WITHIN_S)).within(WITHIN_S)
                 await held[number].call(add)
 
             facts = await begun(begin, config["count"])
             facts["again_s"] = await cpu_each(lambda number: held[number].call(add), config["count"])
             facts["end_s"] = await cpu_each(lambda number: held[number].call(rest), config["count"])
-            parent.report(**facts)
+            parent.report(**facts, most_bytes=most_bytes())
             await parent.wait_until_closed()
             os._exit(0)
 
     run_loop(main(), config["loop"])
+
+
+def most_bytes() -> int:
+    """Return the most memory that this program has had. Source: getrusage(2), in KiB on Linux."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def alone(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Three kinds of facts about a member, each told by one node alone and dropped whe
 
 * its *meta*, a value that its own node tells once, and again when it changes;
 * its *gauges*, numbers that it reports of itself. Only the latest report counts. A report is told with the
-  next frame of gauges (`due`), so that a member may report as often as it likes;
+  next frame of gauges (`due`), so that a member may report as often as it likes. One that repeats the former
+  numbers is told `REPEATS` times in `Settings.gauge_stale_s` at most: it only says that the member lives;
 * *loads*: how many requests a node has outstanding at a member, told by each node that picks by load. All
   loads of a node replace those that it told before. The sum over all nodes is what waits at a member, as of
   one frame ago, however many nodes send to it.
@@ -45,6 +46,8 @@ Place = tuple[str, int]
 """A group and the number of a process in it."""
 Gauges = Mapping[str, float]
 
+REPEATS = 4
+"""A member that reports twice in `Settings.gauge_stale_s`, as it must, is told often enough to stay fresh."""
 MAX_GAUGES = 16
 """Gauges of one member: a member tells what its callers choose by, which is a few numbers."""
 MAX_GAUGE_NAME_CHARS = 32
@@ -127,6 +130,9 @@ class MemberFacts:
         """Group → how many of its members have a report."""
         self._due: dict[Place, None] = {}
         """Members of this node with a report that has not been told."""
+        self._repeat_s = settings.gauge_stale_s / REPEATS
+        self._told_at: dict[Place, float] = {}
+        """Members of this node that report → when a report became due last."""
 
     # Queries.
 
@@ -224,13 +230,22 @@ class MemberFacts:
         if size > self._max_metas_bytes:
             raise MessageTooLarge(size, self._max_metas_bytes, "Settings.max_metas_bytes, of all metas")
 
-    def reported(self, group: str, number: int, gauges: Gauges, now: float) -> None:
-        """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`."""
+    def reported(self, group: str, number: int, gauges: Gauges, now: float) -> bool:
+        """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`.
+
+        Returns:
+            Whether there is something to tell: see `REPEATS`.
+        """
         gauges = {name: _builtin(value) for name, value in gauges.items()}
         check_gauges(gauges)
         place = (group, number)
-        self._enter(self._own, place, Report({name: float(value) for name, value in gauges.items()}, now))
-        self._due[place] = None
+        before = self._own.reports.get(place)
+        report = Report({name: float(value) for name, value in gauges.items()}, now)
+        self._enter(self._own, place, report)
+        if before is None or before.gauges != report.gauges or now >= self._told_at[place] + self._repeat_s:
+            self._due[place] = None
+            self._told_at[place] = now
+        return place in self._due
 
     def due(self) -> Iterator[list[Any]]:
         """Return the facts with all reports since the last call."""
@@ -276,6 +291,7 @@ class MemberFacts:
             self._withdraw(told, place)
             if told is self._own:
                 self._due.pop(place, None)
+                self._told_at.pop(place, None)
 
     # Facts about other nodes.
 

@@ -13,7 +13,8 @@ goes on, the answer leaves. If each of these rounds had a turn of the queues in 
 to three turns longer. So a turn is followed by a pause, in which the rest of the node has the loop for
 itself. It lasts for a round at least, in which the sockets are read; then it ends with the first round in
 which nothing else was done, or when it has lasted as long as a turn may. So the rest of the node has half of
-the loop's time if it needs that, and what it does not need goes to the queues.
+the loop's time if it needs that, and what it does not need goes to the queues. Pauses are measured in
+processor time of the loop's thread: while the system runs other programs, the rest of the node does nothing.
 
 A queue holds what is in flight on its connection, which the peer's window bounds; signals come on top. A peer
 that sends more than `Settings.max_unread_bytes` ignores its window.
@@ -24,15 +25,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from time import monotonic
+from time import thread_time
 from typing import Any
 
 Rest = Iterator[list[Any]]
 """The messages of a frame that were not delivered yet, in slices."""
 
-QUIET_S = 0.000_2
-"""A round of the loop that is shorter has done nothing else: it takes some 40 us, and a small call takes as
-long again. The pause of a round that was longer for another reason is bounded anyway."""
+QUIET_S = 0.000_03
+"""Processor seconds of a round of the loop in which hardly anything else was done. An empty round takes some
+2 us, and one in which a call is read or answered takes 50. On a slow machine no round is quiet, and pauses
+last as long as turns."""
 
 
 class _Queue:
@@ -91,7 +93,7 @@ class Backlog:
         self._is_scheduled = False
         self._pause_s = pause_s
         self._ended_at = 0.0
-        """When the last turn was over, on the clock of the system. A frame's first is `Inbound`'s."""
+        """When the last turn was over, in processor time. A frame's first turn is `Inbound`'s."""
         self._looked_at = 0.0
         """When the last round of the loop was over in this pause."""
         self._rounds = 0
@@ -169,12 +171,12 @@ class Backlog:
 
     def _begin_pause(self) -> None:
         if self._pause_s:
-            self._ended_at = self._looked_at = monotonic()
+            self._ended_at = self._looked_at = thread_time()
             self._rounds = 0
 
     def _is_pausing(self) -> bool:
         """Note that a round of the loop is over. Returns whether the rest of the node goes on first."""
-        now = monotonic()
+        now = thread_time()
         round_s, self._looked_at = now - self._looked_at, now
         self._rounds += 1
         if now - self._ended_at >= self._pause_s:

@@ -99,7 +99,10 @@ class Multicall:
             session.flush_batch()  # Nothing follows: they need not wait for the end of the turn.
         timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
         try:
-            results = await asyncio.gather(*calls, return_exceptions=True)
+            if asked and len(asked) == len(targets):
+                results = await _outcomes(asked)
+            else:
+                results = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             timer.cancel()
             for session, ref, _, _, key in asked:
@@ -163,6 +166,27 @@ class Multicall:
         return payload.beside(
             operations.packed_call(packed_to, payload.packed, ref, timeout_ms, in_flight, to_actor=to_actor)
         )
+
+
+async def _outcomes(asked: list[_Asked]) -> list[Any]:
+    """Wait for the outcome of each call, one after the other. Returns as `asyncio.gather` does.
+
+    Most replies come in the same few frames, so this task wakes less often than there are calls, and it goes
+    on in the turn after the last reply. `gather` runs a callback for each reply, and goes on one turn later.
+    """
+    outcomes: list[Any] = []
+    try:
+        for _, _, future, _, _ in asked:
+            try:
+                outcomes.append(await future)
+            except Exception as error:  # noqa: BLE001  # an outcome, as of `gather`
+                outcomes.append(error.with_traceback(None))  # Otherwise it and this frame hold each other.
+    except BaseException:
+        for _, _, future, _, _ in asked[len(outcomes) :]:
+            if future.done() and not future.cancelled():
+                future.exception()  # Nobody looks at it any more, which asyncio would report.
+        raise
+    return outcomes
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:

@@ -26,8 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import StoreError, StoreFailed
 from fleetlm.stores.interface import (
@@ -39,6 +38,7 @@ from fleetlm.stores.interface import (
     check_state,
     check_version,
 )
+from fleetlm.stores.opens import Opens
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ _STATEMENT_S = 10.0
 """Seconds after which the server gives up a statement that waits for a lock, so that none is left behind."""
 
 
-class PostgresStore:
+class PostgresStore(Opens):
     """Keeps states in a PostgreSQL database, from version 12 on. Implements `Store`.
 
     ::
@@ -175,18 +175,6 @@ class PostgresStore:
 
     def __repr__(self) -> str:
         return f"<PostgresStore {self.place}>"
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def open(self) -> None:
         """Connect and make the tables now, instead of at the first use. Raises: StoreFailed."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from fleetlm.stores.interface import Fence, Stored, check_place, check_state
+from fleetlm.stores.opens import Opens
 from fleetlm.stores.sqlite_file import Operation
 from fleetlm.stores.sqlite_worker import SQLiteWorker
 
 
-class SQLiteStore:
+class SQLiteStore(Opens):
     """Keeps states in a SQLite database. Implements `Store`.
 
     ::
@@ -70,18 +70,6 @@ class SQLiteStore:
     def place(self) -> str:
         """Where the data is."""
         return self.path
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def open(self) -> None:
         """Open the file now, instead of at the first use. Raises: StoreFailed, with what to do."""

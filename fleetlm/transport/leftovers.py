@@ -6,8 +6,8 @@ frames in a second than a node reads. A single connection is ended before this m
 (`fleetlm.transport.bounds`), so it is the next connections that must wait. While more than `MOST_LEFT_BYTES`
 are left, no new connection is accepted from the addresses that they came from
 (`fleetlm.transport.descriptors.Accepting.turn_away`), and where these are more than `MAX_ADDRESSES`, from
-none. To read as much takes about a second. The kernel of a newcomer asks again after a second, so that it is
-delayed and not refused.
+none. To read as much takes about a second, more on a busy machine. The kernel of a newcomer asks again after
+one second, after two more, and so on, so that it is delayed and not refused.
 
 The bytes of peers are not counted here: `Settings.unread_bytes` and the windows bound them.
 
@@ -21,8 +21,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-MOST_LEFT_BYTES: Final = 1024 * 1024
-"""So many bytes on the wire are 32 MiB in memory where the frames are empty, and a second's reading."""
+MOST_LEFT_BYTES: Final = 512 * 1024
+"""So many bytes on the wire are 16 MiB in memory where the frames are empty, and a second's reading. Some
+more come before the connections that are open by then have ended."""
 FEW_LEFT_BYTES: Final = MOST_LEFT_BYTES // 4
 """When no more are left, every connection is accepted again."""
 MAX_ADDRESSES: Final = 16

@@ -80,6 +80,9 @@ FEW_PEERS: Final = 8
 
 RECHECK_S: Final = 1.0
 """Seconds between two re-checks: the delay that a missed wake-up costs."""
+RECHECKS_ON_ROADS: Final = 8
+"""A DEALER whose frames travel on a local road is looked at in every so many re-checks: only a send can
+consume a wake-up, and nothing is sent over it."""
 TERM_TIMEOUT_S: Final = 1.0
 """Seconds for the context to end after all flush times are over."""
 ADDRESS_POLL_S: Final = 0.1
@@ -422,8 +425,14 @@ class ZmqTransport:
         if self._router is not None:
             self._router.recheck()
         self._roads.recheck(now)
-        for channel in list(self._channels.values()):
-            channel.recheck(now)
+        self._recheck_channels(now)
+
+    def _recheck_channels(self, now: float) -> None:
+        """Look at the DEALERs over which something is sent, and at some of the others."""
+        turn = int(now / RECHECK_S)
+        for number, channel in list(self._channels.items()):
+            if self._senders.get(number) is channel or (number + turn) % RECHECKS_ON_ROADS == 0:
+                channel.recheck(now)
 
     async def _wait_for_hang_ups(self) -> None:
         """Keep receiving until the peers that may still get frames have hung up, or until the flush ends.

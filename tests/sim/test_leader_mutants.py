@@ -10,9 +10,11 @@ import pytest
 from fleetlm.core.cron_slots import SlotMemory
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting
+from fleetlm.leaders import leader as leader_module
 from fleetlm.leaders.family import Family
 from fleetlm.leaders.leader import Leader
 from fleetlm.leaders.offering import Offering, SingletonHandoff
+from fleetlm.leaders.run_restarts import RunRestarts
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.testing import Fleet
 from fleetlm.testing.fleet import NotReached
@@ -34,6 +36,15 @@ async def _load_beside(leader: Leader, _state: Any) -> None:
     """Begin beside what is left of a former run."""
     leader._offering.family = Family(leader._offering.family._local)
     await leader._begin()
+
+
+async def _load_without_a_pause(leader: Leader, _state: Any) -> None:
+    leader.send_after(0.0, leader_module._Begin())
+
+
+def _count_everything(restarts: RunRestarts, now: float, _reason: Any) -> bool:
+    restarts.next_at = now
+    return not restarts._intensity.allows(now, "crashed")
 
 
 async def _keep_epoch(_offering: Offering) -> bool:
@@ -96,6 +107,14 @@ MUTANTS: dict[str, tuple[type, str, Any, Story]] = {
     "a former run is left alone": (
         Leader, "load", _load_beside,
         test_singletons.test_a_killed_entity_leaves_no_second_run,
+    ),
+    "the pause ends with the entity": (
+        Leader, "load", _load_without_a_pause,
+        test_singletons.test_the_end_of_the_entity_of_a_run_makes_its_pause_no_shorter,
+    ),
+    "what returns counts as a failure": (
+        RunRestarts, "ended", _count_everything,
+        test_singletons.test_what_returns_is_never_given_up,
     ),
     "slots are not told": (
         SlotTeller, "tell", _tell_nobody,

@@ -11,10 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import entity_ledger as ledger  # in the same folder
-from leader_ledger import FencedDatabase
-
 from fleetlm import Node, NotOwner, Process, Quorum
+from tests.system.entity_ledger import READY_SUFFIX
+from tests.system.leader_ledger import FencedDatabase
 
 FOLDER = Path(os.environ["LEADER_FOLDER"])
 DATABASE = os.environ["LEADER_DATABASE"]
@@ -36,10 +35,7 @@ async def main(node: Node) -> None:
         run = f"{node.incarnation}-{next(numbers)}"
         try:
             while True:
-                token = process.epoch
-                if not database.write(token, run, node.name):
-                    await asyncio.sleep(PAUSE_S)  # It goes on, as a bad program would.
-                    continue
+                database.write(process.epoch, run, node.name)  # A bad program: it goes on after a refusal.
                 await asyncio.sleep(PAUSE_S)
         except NotOwner:
             database.note("not owner", run, node.name)
@@ -48,5 +44,5 @@ async def main(node: Node) -> None:
             database.note("ended", run, node.name)
 
     await node.ready(NODES - 1, START_S)
-    (FOLDER / f"{node.incarnation}{ledger.READY_SUFFIX}").touch()
+    (FOLDER / f"{node.incarnation}{READY_SUFFIX}").touch()
     await asyncio.Event().wait()  # until the node is told to leave

@@ -20,8 +20,10 @@ import pytest
 
 from fleetlm import Node, Process, Settings
 from fleetlm.transport import local_roads
+from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.local_frames import HEAD, FrameReader
+from fleetlm.transport.zeromq import RECHECK_S, RECHECKS_ON_ROADS
 from tests.support.transport_rig import MOVED, Station, both_loops, descriptors, free_ip, station
 
 TICKET = bytes(range(16))
@@ -244,6 +246,20 @@ async def test_accepting_pauses_when_no_descriptor_is_left(monkeypatch: pytest.M
             roads.recheck(asyncio.get_running_loop().time())
             await asyncio.sleep(0.05)
             assert exhausted.asked == 2
+
+
+async def test_a_dealer_whose_frames_travel_on_a_road_is_looked_at_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with station() as a, station() as b:
+        on_zmq, on_road = [await a.reach(b) for _ in range(2)]
+        await a.move(on_road, b)
+        looks: list[int] = []
+        monkeypatch.setattr(DealerChannel, "recheck", lambda channel, _now: looks.append(channel.number))
+        for moment in range(RECHECKS_ON_ROADS):
+            a.transport._recheck_channels(100.0 + moment * RECHECK_S)
+        assert looks.count(on_zmq) == RECHECKS_ON_ROADS
+        assert looks.count(on_road) == 1
 
 
 # ── strangers of this host ───────────────────────────────────────────────────────────────────────

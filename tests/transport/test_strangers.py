@@ -509,6 +509,33 @@ async def test_who_sends_faster_than_it_is_read_waits_until_it_was(monkeypatch: 
 
 
 @linux
+async def test_half_a_frame_that_is_never_read_turns_its_sender_away_only_until_the_next_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleetlm.transport.leftovers.MOST_LEFT_BYTES", 2_000)
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        a.seen.admit = lambda source: None
+        turned_away: list[frozenset[str]] = []
+        router_of(a).turn_away_with(turned_away.append)
+        with raw_client(a.ip) as stranger:
+            stranger.sendall(zmtp(b"hello"))
+            source, _ = (await a.seen.until("met", 2))[:2]
+            stranger.sendall(zmtp(bytes(50_000))[:30_000])
+            (known,) = [each for each in router_of(a)._accepted.values() if not each.is_peer]
+            async with asyncio.timeout(allowed_s(5)):
+                while (count_received(known.fd) or 0) < 30_000 or count_waiting(known.fd):
+                    await asyncio.sleep(0.01)
+            a.transport.disconnect(source)
+            assert turned_away == [{"127.0.0.1"}]
+            await carries(b, channel, a, b"after")
+        async with asyncio.timeout(allowed_s(5)):
+            while turned_away != [{"127.0.0.1"}, set()]:
+                await asyncio.sleep(0.01)
+
+
+@linux
 async def test_what_a_peer_leaves_turns_nobody_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetlm.transport.leftovers.MOST_LEFT_BYTES", 0)
     async with station() as a:

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm import InvalidName, MessageTooLarge, Pid, Settings, TooManyMemberships
 from fleetlm.core import member_facts
-from fleetlm.core.member_facts import LOADS_KEY, WITHDRAWN_PER_STEP, MemberFacts, meta_bytes
+from fleetlm.core.member_facts import LOADS_KEY, REPEATS, WITHDRAWN_PER_STEP, MemberFacts, meta_bytes
 from fleetlm.core.member_loads import weigh
 from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.members import MAX_META_BYTES
@@ -56,6 +56,46 @@ def test_the_latest_report_counts_and_is_told_once() -> None:
     theirs.left("g", MINE)
     assert theirs.report("g", MINE) is None
     assert not theirs.has_told("g")
+
+
+def test_the_same_numbers_are_told_again_only_to_stay_fresh() -> None:
+    ours, stale_s = facts(), Settings().gauge_stale_s
+    told = []
+    for tenth in range(31):
+        if ours.reported("g", 5, {"load": 1}, now=tenth * 0.1):
+            told.append(tenth / 10)
+        assert len(list(ours.due())) == (told[-1] == tenth / 10)
+    assert len(told) == REPEATS
+    assert max(later - former for former, later in pairwise(told)) < stale_s / 2
+    assert ours.reported("g", 5, {"load": 2}, now=3.05), "other numbers are told at once"
+    assert ours.reported("g", 5, {"load": 1}, now=3.06)
+    assert len(list(ours.due())) == 1
+    assert not ours.reported("g", 5, {"load": 1}, now=3.1)
+    report = ours.report("g", MINE)
+    assert report is not None
+    assert report.at_s == 3.1
+
+
+@pytest.mark.parametrize("apart_s", [0.05, 0.7, 0.8, 1.0, 1.4])
+def test_a_member_that_reports_twice_in_time_stays_fresh_elsewhere(apart_s: float) -> None:
+    ours, theirs = facts(), facts(PEER, 7)
+    for number in range(int(20 / apart_s)):
+        now = number * apart_s
+        ours.reported("g", 5, {"load": 1}, now)
+        for fact in ours.due():
+            theirs.told(ME, 1, fact, now)
+        report = theirs.report("g", MINE)
+        assert report is not None
+        assert now + apart_s - report.at_s < Settings().gauge_stale_s
+
+
+def test_one_that_has_left_and_joined_again_tells_its_report() -> None:
+    ours = facts()
+    ours.reported("g", 5, {"load": 1}, now=1.0)
+    assert len(list(ours.due())) == 1
+    ours.left("g", MINE)
+    assert ours._told_at == {}, "nothing is kept of members that have left"
+    assert ours.reported("g", 5, {"load": 1}, now=1.1)
 
 
 def test_a_report_of_a_member_that_has_left_is_not_told() -> None:

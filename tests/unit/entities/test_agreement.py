@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fleetlm import MemoryStore, Quorum, SQLiteStore
-from fleetlm.core.shard_table import MAX_TERM_CHARS, ShardTable
+from fleetlm.core.shard_table import ShardTable
 from fleetlm.entities.agreement import Agreement, name_of, terms_of
 from fleetlm.entities.host_parts import HostOptions
 from fleetlm.entities.info import differing, kind_info
@@ -81,19 +81,3 @@ def test_the_log_names_each_of_them_once(caplog: pytest.LogCaptureFixture) -> No
     made.told("n0", 2, ["hosts", [["s", 7, 8, [], list(GUARDED)]]])
     agreement.look()
     assert len(caplog.records) == 2
-
-
-def test_terms_travel_with_a_host() -> None:
-    made = table(GUARDED)
-    (fact,) = made.own_facts(["s"])
-    assert fact == ["hosts", [["s", 5, 8, [], list(GUARDED)]]]
-    (fact,) = table(()).own_facts(["s"])
-    assert fact == ["hosts", [["s", 5, 8, []]]]
-
-
-@pytest.mark.parametrize("terms", ["text", [1], ["x" * (MAX_TERM_CHARS + 1)], ["x"] * 9, None])
-def test_terms_that_are_nonsense_are_refused(terms: Any) -> None:
-    with pytest.raises(ValueError, match="does not tell how a node hosts"):
-        table(AVAILABLE, b=[terms])
-    with pytest.raises(ValueError, match="does not tell how a node hosts"):
-        table(AVAILABLE, b=[["x"], ["y"]])

@@ -155,7 +155,7 @@ class Rounds:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, round_s: float) -> None:
         self.now, self.round_s = 100.0, round_s
-        monkeypatch.setattr(backlog, "monotonic", lambda: self.now)
+        monkeypatch.setattr(backlog, "thread_time", lambda: self.now)
 
     async def go(self, count: int) -> None:
         for _ in range(count):

@@ -6,7 +6,7 @@ What needs two whole nodes is in tests/sim/test_node_api.py.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -315,9 +315,9 @@ async def test_multicall_keeps_the_order_of_its_targets_and_mixes_outcomes() -> 
     rig = Rig()
 
     async def echo(process: Process) -> None:
-        async for call in process.mailbox:
-            await asyncio.sleep(0.1)
-            call.reply("here")
+        call = await process.mailbox.get()
+        await asyncio.sleep(0.1)
+        call.reply("here")
 
     rig.local.spawn(echo, (), "echo")
     targets = [
@@ -336,6 +336,41 @@ async def test_multicall_keeps_the_order_of_its_targets_and_mixes_outcomes() -> 
     shown = [r if isinstance(r, str) else type(r) for r in results]
     assert shown == ["there", NoProcess, "here", NoConnection, InvalidName, NoProcess]
     assert await rig.multicall([], "hi", 1.0) == []
+
+
+@virtual
+async def test_a_multicall_goes_on_in_the_turn_after_the_last_reply() -> None:
+    rig = Rig()
+    calling = rig.start(rig.multicall([("echo", THERE)] * 3, "hi", 5.0))
+    await turns()
+    first, second, third = cast("list[asyncio.Future[Any]]", list(rig.session.calls.values()))
+    third.set_result("third")
+    await turns()
+    assert not calling.done()
+    second.set_exception(NoProcess("echo"))
+    first.set_result("first")
+    await asyncio.sleep(0)
+    assert calling.done()
+    one, failed, three = calling.result()
+    assert (one, three) == ("first", "third")
+    assert isinstance(failed, NoProcess)
+    assert failed.__traceback__ is None, "it and the frame that waited would hold each other"
+
+
+@virtual
+async def test_outcomes_of_a_multicall_that_was_given_up_are_not_reported_by_asyncio() -> None:
+    rig = Rig()
+    calling = rig.start(rig.multicall([("echo", THERE)] * 3, "hi", 5.0))
+    await turns()
+    first, second, third = cast("list[asyncio.Future[Any]]", list(rig.session.calls.values()))
+    second.set_exception(NoProcess("echo"))
+    third.set_result("third")
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert first.cancelled()
+    assert not second._log_traceback
+    assert rig.session.calls == {}
     await rig.local.stop()
 
 

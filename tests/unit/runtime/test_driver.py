@@ -526,8 +526,8 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
 async def test_after_a_turn_of_what_peers_sent_the_rest_of_the_node_has_the_loop() -> None:
     clock = [100.0]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (inbound, backlog):
-            patch.setattr(module, "monotonic", lambda: clock[0])
+        patch.setattr(inbound, "monotonic", lambda: clock[0])
+        patch.setattr(backlog, "thread_time", lambda: clock[0])
         rig = Rig(turn_s=0.002)
         _, source = rig.bring_up()
         take = rig.service.signalled
