@@ -70,6 +70,10 @@ class BareStoreWorld(BareWorld):
         self.share = 0.0
         super().settle()
         first = self.nodes()[0]
+        for key in KEYS:
+            refs = self.refs(first)
+            if self.highest.get(refs.shard(key), 0) <= refs.epoch(key):  # Else its owner cannot know better.
+                self.check_appends(key, self.do(first, refs[key].call(Watched.everything)))
         for key in [*KEYS, *KEYS]:  # A later owner that has gone is known to the store alone: the first one
             self.do(first, self.probe(first, key))  # is not stored, the second one begins the wait for it.
         self.wait(OUTBID_S + 1)
@@ -85,11 +89,15 @@ class BareStoreWorld(BareWorld):
 
     def check_end(self) -> None:
         super().check_end()
+        for key, final in self.final.items():
+            self.check_appends(key, final)
+
+    def check_appends(self, key: str, names: list[str]) -> None:
+        """Look whether a session has every append that was acknowledged, in its place."""
         for name, entry in self.ledger.appends.items():
-            if type(entry.outcome) is int:
-                final = self.final[entry.key]
-                told = f"append {name} to {entry.key} was number {entry.outcome} of {final}; ran {entry.ran}"
-                assert final[entry.outcome - 1 : entry.outcome] == [name], told
+            if entry.key == key and type(entry.outcome) is int:
+                told = f"append {name} to {key} was number {entry.outcome} of {names}; ran {entry.ran}"
+                assert names[entry.outcome - 1 : entry.outcome] == [name], told
 
 
 if __name__ == "__main__":
