@@ -320,7 +320,7 @@ class ShardTable:
     def drop(self, kind: str, shards: Iterable[int]) -> list[Effect]:
         """Give up claims of this node, which nobody else has."""
         host = self._own[kind]
-        gone = [shard for shard in shards if shard in host.claims]
+        gone = [shard for shard in dict.fromkeys(shards) if shard in host.claims]
         if not gone:
             return []
         self._before_change(kind)

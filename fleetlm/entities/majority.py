@@ -357,14 +357,16 @@ def _epoch(value: Any) -> int:
 
 
 def _rows(answer: Any) -> list[tuple[int, int]] | None:
-    """Return the rows of an answer, which are shards with epochs; None if that is not what it has."""
+    """Return the rows of an answer: shards with epochs, each shard once. None if that is not what it has."""
     if type(answer) is not list:
         return None
-    rows: list[tuple[int, int]] = []
+    rows: dict[int, int] = {}
     for row in answer:
         match row:
-            case (int(shard), int(epoch)) if 0 <= shard < MAX_SHARDS and 0 <= epoch < EPOCH_END:
-                rows.append((shard, epoch))
+            case (int(shard), int(epoch)) if (
+                0 <= shard < MAX_SHARDS and 0 <= epoch < EPOCH_END and shard not in rows
+            ):
+                rows[shard] = epoch
             case _:
                 return None
-    return rows
+    return list(rows.items())

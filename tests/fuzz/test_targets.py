@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetlm.entities.majority import _rows as readable
 from fleetlm.testing.loop import run
 from tests.fuzz import __main__ as command, stored
 from tests.fuzz.inputs import Inputs, block
@@ -103,3 +104,9 @@ def test_an_input_is_taken_apart_the_same_way_each_time() -> None:
     assert source.number(10) == 0
     assert source.choice("xyz") == "x"
     assert source.block() == b""
+
+
+def test_an_answer_that_names_a_shard_twice_is_no_answer() -> None:
+    """Else one member would count for two, and a shard that is lost would be given up twice."""
+    assert readable([[1, 0], [2, 0]]) == [(1, 0), (2, 0)]
+    assert readable([[1, 0], [1, 0]]) is None
