@@ -338,7 +338,7 @@ class Settings(Record):
     send_timeout_s: float = 30.0
     """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
-    inbound_turn_s: float = 0.002
+    inbound_turn_s: float = 0.001
     """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
     turns, of one peer after the other: what a peer asks for may be costly, and others must not wait. After a
     turn the rest of the node comes first for as long, if it has work to do."""
@@ -379,9 +379,9 @@ class Settings(Record):
     """Living processes of this node that one peer may have spawned: room for a session of each of its users,
     in 200 MiB. A further one is refused as not delivered."""
     spawns_per_s: float = 2_000.0
-    """Processes that one peer may spawn on this node in a second, after five times as many at once. Further
-    ones wait for their turn, so that others go on: one costs as much as fifty messages. A caller that stops
-    waiting before that gets `CallTimeout`, as always."""
+    """Processes that one peer may spawn on this node in a second, after as many at once. Further ones wait
+    for their turn, so that others go on: one costs as much as fifty messages. What would wait for more than
+    5 s is refused with `WouldBlock`."""
     max_timers: int = 10_000
     """Active timers of one process. One `Process.send_every` replaces many; more are a leak."""
     max_factories: int = 1_024

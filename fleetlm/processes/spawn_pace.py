@@ -7,9 +7,10 @@ refused: a node that comes up and spawns its actors here is done a little later.
 not wait behind it. Nothing is promised about their order, since whoever wants to use a process waits for its
 pid.
 
-A request that waits is open, so `Settings.max_open_calls` bounds how many there are. When the session ends,
-those that wait are dropped, and no process is left behind that nobody knows of. The rate belongs to the name
-of the node, so that a peer which connects anew gets no new burst.
+What waits takes memory and the collector's time as well, so as much waits as the rate allows in `WAIT_S`;
+more is refused as not delivered. When the session ends, those that wait are dropped, and no process is left
+behind that nobody knows of. The rate belongs to the name of the node, so that a peer which connects anew gets
+no new burst.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
     from fleetlm.messaging.session import Session
 
-BURST_S: Final = 5.0
-"""A burst is what the rate allows in this time: 10,000 processes by default, which take about a second."""
+BURST_S: Final = 1.0
+"""A burst is what the rate allows in this time: 2,000 processes by default, which take some 0.2 s."""
+WAIT_S: Final = 5.0
+"""So long a request waits at most: as long as a caller does by default, `Settings.call_timeout_s`."""
 PAUSE_S: Final = 0.005
 """Seconds between two looks at what waits, at least: ten spawns at a time by default, for a millisecond."""
 
@@ -61,18 +64,21 @@ class SpawnPace:
         self._rate = rate
         self._peers: dict[str, _Waiting] = {}
 
-    def take(self, session: Session, spawn: Spawn) -> None:
-        """Perform a request of a peer, now or when it is its turn."""
+    def take(self, session: Session, spawn: Spawn) -> bool:
+        """Perform a request of a peer, now or when it is its turn. Returns False if too many wait already."""
         now = self._loop.time()
         peer = self._peers.get(session.name)
         if peer is None:
             peer = self._enter(session.name, now)
         if not peer.requests and self._may_spawn(peer, now):
             spawn()
-            return
+            return True
+        if len(peer.requests) >= self._rate * WAIT_S:
+            return False
         peer.requests.append((session, session.urgent_ref, spawn))
         if peer.timer is None:
             self._wait(session.name, peer, now)
+        return True
 
     def waiting(self, node: str) -> int:
         """Return how many requests of a peer wait."""

@@ -125,10 +125,10 @@ class PeerRequests:
         if verb == "overview":
             self._facts.asked_for_overview(argument, call)
             return
-        if verb == "spawn":
-            self._remote_spawn.pace.take(session, partial(self._reply, session, verb, argument, call))
-        else:
+        if verb != "spawn":
             self._reply(session, verb, argument, call)
+        elif not self._remote_spawn.pace.take(session, partial(self._reply, session, verb, argument, call)):
+            call.would_block(self._local.table.node, f"too many spawns of {session.name} wait for their turn")
 
     def _reply(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Perform a request and answer it."""

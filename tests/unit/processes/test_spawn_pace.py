@@ -7,7 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from fleetlm.processes.spawn_pace import BURST_S, PAUSE_S, SpawnPace
+from fleetlm.processes.spawn_pace import BURST_S, PAUSE_S, WAIT_S, SpawnPace
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import virtual
 
@@ -20,6 +20,7 @@ class Rig:
         self.loop = SimLoop.current()
         self.pace = SpawnPace(self.loop, RATE)
         self.done: list[tuple[str, int, int | None]] = []
+        self.refused: list[int] = []
 
     def session(self, name: str = "a") -> Any:
         return SimpleNamespace(name=name, closed="", urgent_ref=None)
@@ -28,7 +29,8 @@ class Rig:
         """Ask as `Inbound` does, which names the request that it passes on."""
         for number in range(count):
             session.urgent_ref = number
-            self.pace.take(session, partial(self.spawn, session, number))
+            if not self.pace.take(session, partial(self.spawn, session, number)):
+                self.refused.append(number)
             session.urgent_ref = None
 
     def spawn(self, session: Any, number: int) -> None:
@@ -62,6 +64,18 @@ async def test_a_peer_that_asks_for_much_holds_up_itself() -> None:
     rig.ask(rig.session("honest"), 10)
     assert rig.count("honest") == 10
     rig.pace.close()
+
+
+@virtual
+async def test_what_would_wait_for_too_long_is_refused() -> None:
+    rig = Rig()
+    most = BURST + int(RATE * WAIT_S)
+    rig.ask(rig.session(), most + 3)
+    assert rig.refused == [most, most + 1, most + 2]
+    await asyncio.sleep(WAIT_S + 2 * PAUSE_S)
+    assert rig.count() == most
+    rig.ask(rig.session(), 1)
+    assert len(rig.refused) == 3
 
 
 @virtual
