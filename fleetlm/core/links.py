@@ -270,9 +270,7 @@ class Links:
     def _fire(self, ends: _Ends, number: int, reason: Any) -> Iterator[list[Effect]]:
         me = self._pid(number)
         for other in one_by_one(ends.links):  # Without the acts: 100,000 pairs would cost 10 ms.
-            acts = ends.links.get(other)
-            if acts is None:
-                continue  # `node_down` was between two steps of its own, and has taken it.
+            acts = ends.links[other]  # Nothing else takes links out of ends that are in no table any more.
             if not self._is_here(other):
                 self._uncount_link(other, acts)
                 yield [Tell(other.node, ["exit", me, other.number, reason], number)]

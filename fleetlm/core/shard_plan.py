@@ -95,15 +95,13 @@ def excess(  # what every host knows, and a limit
     gaps = (host for host in reversed(order) for _ in range(-beyond[host]))
     factors = factors_of(kind, shards)
     moves: dict[int, str] = {}
-    ranked: dict[str, list[int]] = {}  # Host → so many shards that prefer it most, the first one last.
+    # Host → so many shards that prefer it most, the first one last. Its gaps come one after the other.
+    ranked: dict[str, list[int]] = {}
     for to in islice(gaps, before, before + count):
         if to not in ranked:
             best = heapq.nlargest(count, left, key=lambda one: (score(factors[one], to), one))
             ranked[to] = best[::-1]
-        preferred = ranked[to]
-        while preferred[-1] not in left:
-            preferred.pop()
-        shard = preferred.pop()
+        shard = ranked[to].pop()
         left.discard(shard)
         moves[shard] = to
     return moves

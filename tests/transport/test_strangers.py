@@ -56,10 +56,14 @@ async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
 
 
 async def sends_until_it_is_ended(sock: socket.socket, data: bytes, most: int) -> int:
-    """Send again and again; return how much the network took before the connection ended."""
+    """Send again and again; return how much the network took before the connection ended.
+
+    An end of which the sender is not told counts too: the node takes nothing any more.
+    """
 
     def send() -> int:
         sent = 0
+        sock.settimeout(2.0)
         with contextlib.suppress(OSError):
             while sent < most:
                 sock.sendall(data)

@@ -177,6 +177,14 @@ def test_a_node_that_comes_back_is_another() -> None:
     assert [*groups.members("g")] == [Pid(THERE, 9, 1)]
 
 
+def test_who_is_the_one_member_of_a_group_is_known_without_members_being_made() -> None:
+    groups = table()
+    groups.told(THERE, 8, ["join", {"g": [3]}])
+    assert groups.has_member("g", there(3))
+    assert not groups.has_member("g", there(4))
+    assert [*groups.members("g")] == [there(3)]
+
+
 def test_a_lost_nodes_memberships_are_hidden_at_once_and_taken_out_in_small_steps() -> None:
     groups = table()
     for number in range(1, 9):

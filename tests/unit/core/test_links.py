@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.links import Deliver, Effect, Links, Stop, Tell
+from fleetlm.core.links import LOOKED_AT_PER_STEP, Deliver, Effect, Links, Stop, Tell
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -472,6 +472,20 @@ def test_a_monitor_that_fires_between_two_steps_of_the_end_of_its_owner_goes_now
     assert t.ends(3) == []
     assert all_steps(steps) == [Tell(THERE, ["demonitor", ref(2), None], 1)]
     assert t.relations.counts() == (0, 0)
+
+
+def test_links_to_other_nodes_than_the_lost_one_are_passed_in_small_steps() -> None:
+    t, other = Table(), "c@10.0.0.3"
+    t.connected[other] = 9
+    for number in range(1, 2 * LOOKED_AT_PER_STEP + 1):
+        t.relations.linked(1, Pid(other, 9, number))
+    steps = [*t.relations.node_down(THERE)]
+    assert not any(steps)
+    t.relations.linked(1, pid(7, THERE))
+    steps = [*t.relations.node_down(THERE)]
+    assert [effects for effects in steps if effects] == [[Stop(1, "noconnection")]]
+    assert len(steps) > 2
+    assert t.relations.counts() == (2 * LOOKED_AT_PER_STEP, 0)
 
 
 def test_a_node_is_lost_between_two_steps_of_an_end() -> None:

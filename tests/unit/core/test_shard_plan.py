@@ -122,6 +122,12 @@ def test_what_is_beyond_the_share_goes_to_the_host_with_the_fewest(
     assert list(found.values()) == [NODES[1]] * moves
 
 
+def test_hosts_that_prefer_the_same_shards_get_each_of_them_once() -> None:
+    moves = excess("s", 30, range(30), NODES[0], {NODES[0]: 30, NODES[1]: 0, NODES[2]: 0})
+    assert sorted(moves.values()) == [NODES[1]] * 10 + [NODES[2]] * 10
+    assert moves.keys() <= set(range(30))
+
+
 @few
 @given(st.integers(1, 200), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
 def test_some_moves_at_a_time_come_to_the_same_as_all_at_once(
