@@ -17,12 +17,12 @@ def play(first: int, *, faults: bool, count: int = BLOCK) -> None:
     run_stories(story, range(first, first + count))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 3))
+@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 2))
 def test_nothing_that_was_begun_before_is_refused(first: int) -> None:
     play(first, faults=False)
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 3))
+@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 2))
 def test_what_was_refused_never_runs_whatever_the_network_does(first: int) -> None:
     play(first, faults=True)
 

@@ -30,7 +30,7 @@ async def mesh(nodes: int) -> None:
 
 @pytest.mark.deadline(60)
 def test_nodes_from_a_sample_of_8_find_each_other() -> None:
-    run(mesh(60))
+    run(mesh(40))
 
 
 @pytest.mark.long

@@ -692,7 +692,7 @@ def play(seed: int) -> int:
     return lost
 
 
-@pytest.mark.parametrize("first", most_are_long([0, 10, 60, 20, 30, 40, 50, 70], 3))
+@pytest.mark.parametrize("first", most_are_long([0, 10, 60, 20, 30, 40, 50, 70], 2))
 def test_one_holder_after_everything(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if first >= 60:  # Snapshots take long: much changes, ends and is lost meanwhile.
         monkeypatch.setattr(replication, "FACTS_AT_ONCE", 0)

@@ -36,12 +36,12 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 8), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 5), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 
 
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.SLOTS, 3), 3), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.SLOTS, 3), 2), ids=named)
 def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
     play_all(seeds)
 

@@ -8,7 +8,7 @@ from tests.sim.chaos import Kind, blocks, play_all
 from tests.sim.seeded import most_are_long, named
 
 
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.DNS, 5), 4), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.DNS, 5), 3), ids=named)
 def test_dns_faults_alone_never_cause_a_nodedown(seeds: list[int]) -> None:
     for report in play_all(seeds):
         assert report.nodedowns == 0

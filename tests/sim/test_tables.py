@@ -214,6 +214,6 @@ async def write_and_break(cluster: SimCluster, rng: random.Random) -> None:
         await asyncio.gather(view.task, return_exceptions=True)
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 300, 10), 4))
+@pytest.mark.parametrize("first", most_are_long(range(0, 300, 10), 2))
 def test_all_copies_and_all_readers_converge(first: int) -> None:
     run_stories(play, range(first, first + 10))
