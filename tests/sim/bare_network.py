@@ -152,6 +152,8 @@ class End(NoStreams):
         self.is_up = True
         node.sessions[self.peer.name] = self
         node.unmet.pop(self.peer.name, None)
+        if self.peer.loop.is_dead:
+            network._silence(self, must_be_silent=True)
         if node.step:
             network.send(self, "drain", node.step)
         node.shards.settling.node_up(self.peer.name)
@@ -299,6 +301,10 @@ class Network:
         """A node sends nothing from now on, since it is frozen or dead."""
         for end in list(node.sessions.values()):
             self._silence(end.other, must_be_silent=True)
+        for other in self.nodes.values():
+            half = other.sessions.get(node.name)
+            if half is not None and half.peer is node and not half.other.was_up:
+                self._silence(half, must_be_silent=True)
 
     def _silence(self, end: End, *, must_be_silent: bool) -> None:
         """Take an end down after the time-out, unless it has heard something by then."""
