@@ -133,9 +133,11 @@ def test_all_containers_of_both_services_are_one_cluster(stack: Stack) -> None:
 
 def test_doctor_finds_nothing_wrong_and_the_cookie_is_a_file_for_the_node_alone(stack: Stack) -> None:
     web, *_ = stack.containers("web")
+    # Swarm's DNS names a container only when its health check has passed.
+    named = "tasks.worker: 3 addresses; tasks.web: 2 addresses"
+    eventually(lambda: fleetlm(web, "doctor").stdout, lambda told: named in told, within_s=UP_S)
     done = fleetlm(web, "doctor")
     assert done.returncode == 0, done.stdout
-    assert "tasks.worker: 3 addresses; tasks.web: 2 addresses" in done.stdout
     assert "is encrypted" in done.stdout
     mode = (
         "import os, stat; s = os.stat('/run/secrets/fleetlm_cookie'); print(s.st_uid, oct(s.st_mode & 0o777))"
