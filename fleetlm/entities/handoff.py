@@ -98,6 +98,18 @@ class _Take(NamedTuple):
     rows: list[Any]
 
 
+class _Move(NamedTuple):
+    """A handoff that is under way.
+
+    Attributes:
+        epoch: that the new owner is to have.
+        to: the name of that node.
+    """
+
+    epoch: int
+    to: str
+
+
 class _Staged:
     """Parts of a shard that have come, and the ``take`` has not."""
 
@@ -114,10 +126,8 @@ class Handoff:
         self._hosting = hosting
         self._table = hosting.table
         self._loop = hosting.context.loop
-        self._moving: dict[int, int] = {}
-        """Shard that is being handed over → the epoch that its new owner is to have."""
-        self._moving_to: dict[int, str] = {}
-        """The same shards → that node."""
+        self._moving: dict[int, _Move] = {}
+        """Shard that is being handed over → to whom."""
         self._sealed: set[int] = set()
         """Those of them of which no entity lives any more."""
         self._stayed: dict[int, tuple[float, float]] = {}
@@ -151,7 +161,8 @@ class Handoff:
 
     def is_done_by(self, lost: Lost) -> bool:
         """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
-        return self._moving.get(lost.shard) == lost.winner.epoch
+        move = self._moving.get(lost.shard)
+        return move is not None and move.epoch == lost.winner.epoch
 
     def claim_free(self, counts: dict[str, int]) -> None:
         """Claim the shards without an owner that fall to this node."""
@@ -198,11 +209,11 @@ class Handoff:
         """Hand over what this node has beyond its share."""
         hosting, own = self._hosting, self._table.own(self._hosting.kind)
         assert own is not None
-        for shard, to in self._moving_to.items():  # What is on its way counts where it is to be.
+        for shard, move in self._moving.items():  # What is on its way counts where it is to be.
             if shard in own.claims:
                 counts[hosting.context.name] -= 1
-                if to in counts:
-                    counts[to] += 1
+                if move.to in counts:
+                    counts[move.to] += 1
         room, ready = MOVES_AT_ONCE - len(self._moving), self._ready(own, is_forced=False)
         moves = excess(hosting.kind, hosting.options.shards, ready, hosting.context.name, counts, room)
         for shard, to in moves.items():
@@ -287,7 +298,7 @@ class Handoff:
         if target is None or target.shards != own.shards or to == hosting.context.name:
             return f"{to} does not host {kind!r}, or is this node"
         epoch = self._table.next_epoch(kind, shard)
-        self._moving[shard], self._moving_to[shard] = epoch, to
+        self._moving[shard] = _Move(epoch, to)
         began = self._loop.time()
         why = "it was cancelled"
         try:
@@ -300,7 +311,7 @@ class Handoff:
             if why and hosting.majority is not None:
                 await self._take_back(shard, claim)
         finally:
-            del self._moving[shard], self._moving_to[shard]
+            del self._moving[shard]
             self._sealed.discard(shard)
             self._settle(shard, why, self._loop.time() - began)
         return why

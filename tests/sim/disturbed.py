@@ -9,7 +9,7 @@ from fleetlm.testing import SimCluster
 
 
 class Disturbed:
-    """What worlds of singletons and of entities have in common."""
+    """What worlds have in common: of drains, of singletons and of entities."""
 
     cluster: SimCluster
     rng: random.Random

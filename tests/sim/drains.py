@@ -24,6 +24,7 @@ from typing import Any
 from fleetlm import Actor, Draining, FleetError, Node, NotDelivered, handler
 from fleetlm.runtime.info import DrainReport
 from fleetlm.testing import SimCluster
+from tests.sim.disturbed import Disturbed
 from tests.sim.seeded import ONE_PORT
 
 GROUP = "service"
@@ -102,7 +103,7 @@ async def hop(
     return result
 
 
-class World:
+class World(Disturbed):
     """One run of a seed.
 
     Args:
@@ -135,9 +136,6 @@ class World:
             await self.settle()
             self.check()
 
-    def nodes(self) -> list[Node]:
-        return list(self.cluster.nodes.values())
-
     def prepare(self, node: Node) -> None:
         node.groups.join(GROUP, node.spawn(Service, self.ledger, name="service"))
         node.spawn(Service, self.ledger, name="beside")
@@ -151,7 +149,7 @@ class World:
         elif chance < 0.32 and len(self.nodes()) > 1:
             await self.restart(node)
         elif chance < 0.45 and self.faults:
-            self.disturb(node)
+            self.disturb(rng.choice([*FAULTS, ""]), node)
         else:
             for _ in range(rng.randint(1, 6)):
                 self.chains.append(asyncio.create_task(self.chain(rng.choice(self.nodes()))))
@@ -178,21 +176,6 @@ class World:
         """Stop a node in order, and start it again at the same address."""
         await self.cluster.stop(node, drain_s=self.time_s())
         self.prepare(await self.cluster.start_at(self.cluster.ip_of(node.name)))
-
-    def disturb(self, node: Node) -> None:
-        self.cluster.heal()
-        for each in self.nodes():
-            self.cluster.thaw(each)
-            self.cluster.unstall(each)
-        match self.rng.choice([*FAULTS, ""]):
-            case "partition":
-                self.cluster.partition([node])
-            case "one way":
-                self.cluster.partition_one_way([node], [self.rng.choice(self.nodes())])
-            case "freeze":
-                self.cluster.freeze(node)
-            case "stall":
-                self.cluster.stall(node)
 
     async def chain(self, node: Node) -> None:
         """Begin a chain at a node."""
