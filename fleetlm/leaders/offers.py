@@ -35,7 +35,7 @@ class OffersLeaders:
         )
 
     @overload
-    def singleton(  # most programs name none of the limits
+    def singleton(
         self,
         name: str,
         function: ProcessFunction,
