@@ -201,6 +201,21 @@ class Bounds:
         )
 
     @property
+    def most_of_strangers(self) -> int:
+        """Unread bytes that all strangers may have together while the loop stands still.
+
+        As much as one that has introduced itself: it may be thirty times as much in memory, and the loop has
+        yet to read it.
+        """
+        return self._stranger_unread_bytes
+
+    def most_unread(self, known: Accepted) -> int:
+        """Return how many unread bytes a connection may have. May be called in any thread."""
+        if known.was_peer:
+            return self._unread_bytes
+        return self._stranger_unread_bytes if known.is_introduced else STRANGER_BYTES
+
+    @property
     def strangers(self) -> int:
         """How many connections are not of a peer."""
         return len(self._strangers)

@@ -16,7 +16,7 @@ by looks at all connections in turn, `LOOKS_IN_TURN` in each sweep.
 looked at by `Sweeps.recheck`, about once a second. A flood of such a peer is noticed that much later, but a
 local road leads to a process of this node's user, which could stop this node by a signal.
 
-Everything happens on the node's loop: while that stands still, nothing is ended.
+Everything happens on the node's loop: while that stands still, `fleetlm.transport.standstill` looks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import asyncio
 import contextlib
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from fleetlm.transport.bounds import UNCERTAIN_BYTES, Accepted, Bounds, Offence
@@ -65,6 +65,7 @@ class Sweeps:
     Attributes:
         alive_s: seconds in which this node's loop ran, while sweeps were due.
         is_quiet: whether no sweep is due before something comes.
+        count: how many sweeps there were.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Sweeps:
     ) -> None:
         self.alive_s: float = 0.0
         self.is_quiet: bool = True
+        self.count: int = 0
         self._loop = loop
         self._bounds = bounds
         self._accepted = accepted
@@ -133,6 +135,16 @@ class Sweeps:
             for fd, _ in self._calm.poll(0, MAX_LOOKS):
                 self._look(fd)
 
+    @property
+    def dialled(self) -> Collection[int]:
+        """The descriptors of this node's own dials."""
+        return self._dialled
+
+    @property
+    def waiting_fds(self) -> list[int]:
+        """A descriptor that is readable while something has come that no sweep has looked at, if any."""
+        return [] if self._changed is None else [self._changed.fileno()]
+
     def close(self) -> None:
         """Stop. Idempotent."""
         if self._next is not None:
@@ -170,6 +182,7 @@ class Sweeps:
         now = self._loop.time()
         self.alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
         self._swept_at, self._next = now, None
+        self.count += 1
         self._end(self._bounds.expire(self.alive_s))
         is_uncertain = is_suspect = False
         named = [] if self._changed is None else [fd for fd, _ in self._changed.poll(0, MAX_LOOKS)]

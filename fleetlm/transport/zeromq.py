@@ -239,6 +239,9 @@ class ZmqTransport:
         self._own_ips = listening.ips
         self._accepting = Accepting(self._own_ips, listening.port)
         self._router.turn_away_with(self._accepting.turn_away)
+        with contextlib.suppress(OSError):  # Without a descriptor left only the loop looks.
+            at = (self._own_ips, listening.port)
+            self._router.watch_standstills(at, self._accepting.stop, self._accepting.go_on)
         self._context = context
         self._port = listening.port
         self._roads.start(self._loop, listener, self.disconnect, self._road_lost)
