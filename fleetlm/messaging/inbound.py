@@ -38,14 +38,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
-    BATCH_ON_LOOP_BYTES,
     MOST_STEPS_ON_LOOP,
-    NO_COLLECTION,
     Unpacked,
-    is_much,
     takes_long,
     unpack,
     unpack_batch,
+    unpack_long_batch,
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
@@ -63,7 +61,6 @@ from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import (
-    ARRAY32,
     CHUNK_HEAD,
     HEADER,
     HEADER_BYTES,
@@ -100,8 +97,6 @@ SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
-COLLECTED_BYTES = 32 * 1024
-"""While a larger batch is unpacked, the collector of cyclic garbage is off; see `beside`."""
 _SHORT_BYTES = MAX_BATCH_MESSAGES
 """A shorter frame cannot hold too many messages, each of which has a byte at least. A copy costs less than a
 view."""
@@ -289,7 +284,7 @@ class Inbound:
                 messages = codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
                 body = memoryview(frame)[HEADER_BYTES:]
-                messages = self._read_long_batch(body)
+                messages = unpack_long_batch(codec, body)
         except TooManySteps:
             credit.took(size_bytes)
             self.unpack_beside(session, partial(unpack_batch, codec, body, session.arrivals.limit))
@@ -303,26 +298,6 @@ class Inbound:
         credit.taken_bytes += size_bytes  # `ByteCredit.took` inline.
         if credit.taken_bytes >= credit.look_at_bytes:
             credit.look()
-        return messages
-
-    def _read_long_batch(self, body: memoryview) -> list[Any]:
-        """Decode a batch that may hold too many messages, or take long.
-
-        Raises:
-            TooManySteps: it should be unpacked beside the loop.
-            BadData, BadFrame: the peer has broken the protocol.
-        """
-        if body[0] == ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
-            raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
-        if len(body) > BATCH_ON_LOOP_BYTES and is_much(body):
-            raise TooManySteps
-        if len(body) <= COLLECTED_BYTES:
-            messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
-        else:
-            with NO_COLLECTION:
-                messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
-        if len(messages) > MAX_BATCH_MESSAGES:
-            raise BadFrame(f"a batch of {len(messages):,} messages")
         return messages
 
     def _read_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> list[Any]:
