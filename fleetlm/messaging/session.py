@@ -55,6 +55,7 @@ import msgpack
 from fleetlm.call import Call, TooLargeForPeer
 from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
+    ALONE_CHUNKS,
     MAX_WINDOWS_WITHOUT_CREDIT,
     TOLD_SHARE,
     ByteCredit,
@@ -180,6 +181,11 @@ class Session:
             settings.max_unread_bytes,
             settings.chunk_bytes,
             asyncio.get_running_loop().time,
+            min(
+                ALONE_CHUNKS * settings.chunk_bytes,
+                settings.bulk_window_bytes // 2,
+                settings.max_frame_bytes // 2,
+            ),
         )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(
@@ -504,6 +510,7 @@ class Session:
             if size > self.small_bytes or self.lanes.has(sender):
                 self._queue(packed, sender, units)
                 return True
+            self.byte_window.passed()
         assert isinstance(packed, bytes)
         return self._to_batch(packed, size)
 
@@ -540,6 +547,8 @@ class Session:
         elif window.in_flight_bytes + self._batch_bytes >= window.limit_bytes or self.lanes.has(lane):
             self._queue(packed, lane, units)
         else:
+            if self.lanes:
+                window.passed()
             self._to_batch(packed, size)
 
     def _flush_batch(self) -> None:
