@@ -445,7 +445,8 @@ class _FormerRuns:
     """What runs have left, since tests and errors still refer to it when they end: a cluster is one cycle.
 
     The next run would freeze it. Looking at all objects of a process takes a tenth of a second, as long as
-    ten small runs; so it is done when runs have taken `PATIENCE` times as long.
+    ten small runs; so it is done when runs have taken `PATIENCE` times as long. Where the program has frozen
+    its objects, it is done each time: it takes a moment, and what a run freezes then stays frozen.
     """
 
     PATIENCE = 20
@@ -455,9 +456,9 @@ class _FormerRuns:
         """Seconds of this process in runs since the last collection."""
         self._collection_s = 0.05
 
-    def collect(self) -> None:
-        """Collect the garbage, if that is worth its time."""
-        if self.took_s > self.PATIENCE * self._collection_s:
+    def collect(self, *, is_last_chance: bool) -> None:
+        """Collect the garbage, if that is worth its time, or cannot be done later."""
+        if is_last_chance or self.took_s > self.PATIENCE * self._collection_s:
             began = time.process_time()
             gc.collect()
             self.took_s, self._collection_s = 0.0, time.process_time() - began
@@ -470,8 +471,8 @@ _FORMER_RUNS = _FormerRuns()
 def isolated(seed: int) -> Iterator[None]:
     """Seed the random module and turn automatic garbage collection off; restore both afterwards."""
     state = random.getstate()
-    _FORMER_RUNS.collect()
     collecting, may_unfreeze = gc.isenabled(), gc.get_freeze_count() <= _FROZEN_AT_START
+    _FORMER_RUNS.collect(is_last_chance=not may_unfreeze)
     gc.disable()
     gc.freeze()  # objects made before this run are neither scanned nor finalized in it
     random.seed(seed)

@@ -10,6 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONGEST = (
+    "tests/long/test_long_rolling.py",
+    "tests/long/test_long_connections.py",
+    "tests/long/test_long_discovery.py",
+    "tests/long/test_long_hostile_peer.py",
+    "tests/long/test_long_processes.py",
     "tests/sim/test_seeds.py",
     "tests/transport/test_strangers.py",
     "tests/sim/test_soak_a.py",
