@@ -454,7 +454,20 @@ class _FormerRuns:
     def __init__(self) -> None:
         self.took_s = 0.0
         """Seconds of this process in runs since the last collection."""
+        self.running = 0
+        """Runs that go on: one inside another one, at most."""
         self._collection_s = 0.05
+        self._is_frozen = False
+
+    def is_frozen(self) -> bool:
+        """Whether the program, or a run around this one, has frozen its objects.
+
+        Python counts them one by one, a tenth of a second for a million. So it is asked no more once the
+        program has frozen them: they are taken to stay so.
+        """
+        if not (self.running or self._is_frozen):
+            self._is_frozen = gc.get_freeze_count() > _FROZEN_AT_START
+        return self.running > 0 or self._is_frozen
 
     def collect(self, *, is_last_chance: bool) -> None:
         """Collect the garbage, if that is worth its time, or cannot be done later."""
@@ -471,18 +484,20 @@ _FORMER_RUNS = _FormerRuns()
 def isolated(seed: int) -> Iterator[None]:
     """Seed the random module and turn automatic garbage collection off; restore both afterwards."""
     state = random.getstate()
-    collecting, may_unfreeze = gc.isenabled(), gc.get_freeze_count() <= _FROZEN_AT_START
+    collecting, may_unfreeze = gc.isenabled(), not _FORMER_RUNS.is_frozen()
     _FORMER_RUNS.collect(is_last_chance=not may_unfreeze)
     gc.disable()
     gc.freeze()  # objects made before this run are neither scanned nor finalized in it
     random.seed(seed)
     began = time.process_time()
+    _FORMER_RUNS.running += 1
     try:
         yield
     finally:
+        _FORMER_RUNS.running -= 1
         _FORMER_RUNS.took_s += time.process_time() - began
         random.setstate(state)
-        if may_unfreeze:  # Otherwise the program, or a run around this one, has frozen objects too.
+        if may_unfreeze:
             gc.unfreeze()
         if collecting:
             gc.enable()

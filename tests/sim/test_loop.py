@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, strategies as st
 
+from fleetlm.testing import loop as loop_module
 from fleetlm.testing.loop import (
     Deadlock,
     LeftOver,
@@ -542,8 +543,9 @@ def test_errors_are_one_tree() -> None:
 
 
 @pytest.fixture
-def nothing_is_frozen() -> Iterator[None]:
+def nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a program that does not call `gc.freeze`; these tests have frozen all that was imported."""
+    monkeypatch.setattr(loop_module, "_FORMER_RUNS", loop_module._FormerRuns())
     gc.unfreeze()
     yield
     gc.freeze()
@@ -555,8 +557,9 @@ def test_a_run_freezes_older_objects_and_gives_back_only_what_it_froze() -> None
         return gc.get_freeze_count()
 
     before = gc.get_freeze_count()
-    assert run(frozen()) > before
-    assert gc.get_freeze_count() <= before, "the run has unfrozen what it froze"
+    for _ in range(2):
+        assert run(frozen()) > before
+        assert gc.get_freeze_count() <= before, "the run has unfrozen what it froze"
     gc.freeze()
     own = gc.get_freeze_count()
     kept = [[] for _ in range(1_000)]
