@@ -567,6 +567,19 @@ def test_a_run_freezes_older_objects_and_gives_back_only_what_it_froze() -> None
     assert gc.get_freeze_count() >= own, "what the program has frozen stays frozen"
 
 
+@pytest.mark.usefixtures("nothing_is_frozen")
+def test_a_run_inside_another_one_leaves_frozen_what_the_outer_one_froze() -> None:
+    async def nothing() -> None: ...
+
+    before = gc.get_freeze_count()
+    for _ in range(2):
+        with loop_module.isolated(0):
+            outer = gc.get_freeze_count()
+            run(nothing())
+            assert gc.get_freeze_count() >= outer
+        assert gc.get_freeze_count() <= before
+
+
 class Cycle:
     """Lives until garbage is collected."""
 
