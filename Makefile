@@ -1,11 +1,11 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
-# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default two
+# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default three
 # for each core, since many tests wait for programs and sockets),
 # ARGS (passed on to pytest, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
 
 PYTHON ?= python3
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-JOBS ?= $(shell echo $$(( 2 * $(CORES) )))
+JOBS ?= $(shell echo $$(( 3 * $(CORES) )))
 ARGS ?=
 FUZZ_S ?= 60
 
