@@ -122,13 +122,12 @@ class Session:
 
     __slots__ = (
         "_batch", "_batch_bytes", "_batch_calls", "_batch_limit", "_batch_limit_bytes", "_codec",
-        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall",
-        "_transport", "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed",
-        "denied", "has_ticked", "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow",
-        "lanes",
-        "light_bytes", "messages_received", "messages_sent", "name", "open_calls", "outgoing",
-        "peer", "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes",
-        "unknown_topics", "up_at", "urgent_ref", "windows",
+        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall", "_transport",
+        "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed", "denied", "has_ticked",
+        "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow", "lanes", "light_bytes",
+        "messages_received", "messages_sent", "name", "open_calls", "outgoing", "peer", "plain_bytes",
+        "reassembly", "refuses", "requests", "settlement", "small_bytes", "unknown_topics", "up_at",
+        "urgent_ref", "windows",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
