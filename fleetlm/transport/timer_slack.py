@@ -3,8 +3,8 @@
 Each connection has a heartbeat timer at each end, and each of them wakes libzmq's thread alone: in a cluster
 of idle nodes that is most of its work. The kernel may delay the end of a thread's waits by its *timer slack*,
 50 us by default, to end several with one interrupt. libzmq sets a timer anew when it has fired, so timers
-that have fired together stay together. What comes over a connection is not delayed at all: only waits that end by
-themselves are.
+that have fired together stay together. What comes over a connection is not delayed at all: only waits that
+end by themselves are.
 
 A thread inherits the slack of the thread that starts it, so this module changes that of the caller for the
 time in which libzmq starts its threads.

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from fleetlm.settings import Settings
-from fleetlm.transport import timer_slack as module
 from fleetlm.transport.timer_slack import timer_slack
 from tests.support.transport_rig import station
 
@@ -49,7 +48,7 @@ def test_the_usual_slack_is_back_after_an_error() -> None:
 
 def test_where_it_cannot_be_set_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = slack_here()
-    monkeypatch.setattr(module.threading, "get_native_id", lambda: 2**31)
+    monkeypatch.setattr("fleetlm.transport.timer_slack.threading.get_native_id", lambda: 2**31)
     with timer_slack(0.125):
         monkeypatch.undo()
         assert slack_here() == usual
