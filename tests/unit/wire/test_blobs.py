@@ -381,7 +381,7 @@ def test_a_large_buffer_is_not_zeroed_before_it_is_filled() -> None:
 def test_a_python_that_cannot_make_unset_bytes_zeroes_them(
     monkeypatch: pytest.MonkeyPatch, ctypes: object
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ctypes", ctypes)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ctypes", ctypes)
     _unset_bytes.cache_clear()
     try:
         assert new_buffer(MIN_UNSET_BYTES).getvalue() == bytes(MIN_UNSET_BYTES)
