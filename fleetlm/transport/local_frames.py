@@ -28,13 +28,13 @@ HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
 HEAD_BYTES: Final = HEAD.size
 READ_BYTES: Final = 96 * 1024
-"""Bytes read in one turn of the loop, unless a longer frame is on its way: more than a batch. The memory of reads
-of 128 KiB and more would come from the kernel each time."""
+"""Bytes read in one turn of the loop, unless a longer frame is on its way: more than a batch. The memory of
+reads of 128 KiB and more would come from the kernel each time."""
 LONG_BYTES: Final = 64 * 1024
 """From this size on a frame that a read has cut is long."""
 READ_BYTES_BEHIND_LONG: Final = 1_024
-"""Bytes read behind a long frame. Often the next frame is as long, and the part of it that is read together with
-its head has to be copied once more."""
+"""Bytes read behind a long frame. Often the next frame is as long, and the part of it that is read together
+with its head has to be copied once more."""
 MAX_READ_S: Final = 0.004
 """Seconds in which frames are passed on in one turn, as on the other road (`transport.router`): by one
 reader, and by all readers of a node together."""
