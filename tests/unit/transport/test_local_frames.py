@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -71,8 +71,8 @@ class Reading:
     """A reader, and what it has passed on."""
 
     def __init__(self, *pieces: bytes) -> None:
-        self.loop: Any = Loop()
-        self.source: Any = Source(*pieces)
+        self.loop = cast("Any", Loop())
+        self.source = cast("Any", Source(*pieces))
         self.sizes: list[int] = []
         self.after_each: Callable[[], None] = lambda: None
         self.ends: list[str] = []
