@@ -157,10 +157,11 @@ class ByteWindow:
         """Whether the peer still has to prove that it has taken what stands before a mark."""
         return bool(self._marks)
 
-    def sent(self, size_bytes: int) -> None:
-        """Count a frame."""
-        self._sent_bytes += size_bytes
-        self.in_flight_bytes += size_bytes
+    def sent(self, size_bytes: int) -> bool:
+        """Count a frame. Returns whether the window is full now, or `is_mark_due`."""
+        self._sent_bytes = sent_bytes = self._sent_bytes + size_bytes
+        self.in_flight_bytes = in_flight_bytes = self.in_flight_bytes + size_bytes
+        return in_flight_bytes >= self.limit_bytes or sent_bytes - self._marked_bytes >= self._step_bytes
 
     def sent_chunk(self, size_bytes: int) -> None:
         """Count the bytes of a chunk, in addition to `sent`."""
@@ -319,24 +320,29 @@ class ByteCredit:
         check: looks whether the peer takes something itself; called from time to time.
     """
 
-    __slots__ = ("_check", "_checked_bytes", "_mark", "_step_bytes", "_tell", "taken_bytes")
+    __slots__ = ("_check", "_mark", "_step_bytes", "_tell", "look_at_bytes", "taken_bytes")
 
     def __init__(self, step_bytes: int, tell: Callable[[int], None], check: Callable[[], None]) -> None:
         self.taken_bytes: int = 0
         """Bytes of frames that were decoded."""
         self._step_bytes = step_bytes
-        self._checked_bytes = 0
+        self.look_at_bytes: int = step_bytes
+        """The value of `taken_bytes` from which on `look` is due."""
         self._mark: int | None = None
         """The last mark that came, until it was told."""
         self._tell = tell
         self._check = check
 
     def took(self, size_bytes: int) -> None:
-        """Count a frame that was decoded."""
+        """Count a frame that was decoded; `Inbound` has a copy for a BATCH."""
         self.taken_bytes += size_bytes
-        if self.taken_bytes - self._checked_bytes >= self._step_bytes:
-            self._checked_bytes = self.taken_bytes
-            self._check()
+        if self.taken_bytes >= self.look_at_bytes:
+            self.look()
+
+    def look(self) -> None:
+        """Look whether the peer takes something itself, and note when to look again."""
+        self.look_at_bytes = self.taken_bytes + self._step_bytes
+        self._check()
 
     def marked(self, mark: int, *, at_once: bool) -> None:
         """Take a mark of the peer, and tell it now, or with the next tick."""

@@ -27,6 +27,7 @@ from fleetlm.wire.blobs import Buffer, new_buffer
 HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
 HEAD_BYTES: Final = HEAD.size
+_size_of: Final = HEAD.unpack_from
 READ_BYTES: Final = 96 * 1024
 """Bytes read in one turn of the loop, unless a longer frame is on its way: more than a batch. The memory of
 reads of 128 KiB and more would come from the kernel each time."""
@@ -317,14 +318,18 @@ class FrameReader:
         if self._has_more or self._time.is_over:
             return  # Frames wait that came before, or it is the turn of others.
         began = monotonic()
-        until, wanted = began + MAX_READ_S, 0 if self._view else self._read_bytes
-        got = self._receive()
-        if got > 0:
-            self._pass_on(until)
+        wanted = self._read_bytes
+        got, data = self._receive(), self._data
+        if HEAD_BYTES < got == len(data) and got - HEAD_BYTES == _size_of(data)[0] <= self._max_bytes:
+            self._data = b""  # As `_pass_on`, for what is usual: one whole frame has come.
+            self._arrived(data[HEAD_BYTES:], None)
+            self._time.take(monotonic() - began)
+        elif got > 0:
+            self._pass_on(began + MAX_READ_S)
             if got == wanted and self._view and self._arrived is not _drop:
                 got = self._receive()  # The frame goes on behind what was read.
                 if got > 0:
-                    self._pass_on(until)
+                    self._pass_on(began + MAX_READ_S)
             self._time.take(monotonic() - began)
         if got == 0:
             self._end("")

@@ -155,6 +155,19 @@ async def test_a_credit_that_shrinks_the_window_is_followed_by_a_mark() -> None:
     assert not window.is_mark_due
 
 
+def test_a_frame_says_when_the_window_is_full_or_a_mark_is_due() -> None:
+    window = ByteWindow(64 * KIB, 64 * KIB)
+    seen = []
+    for _ in range(64):
+        seen.append(window.sent(KIB))
+        assert seen[-1] == (window.is_mark_due or window.in_flight_bytes >= window.limit_bytes)
+        if window.is_mark_due:
+            window.mark(at_once=True)
+    assert 2 < sum(seen) < 60
+    for _ in range(3):  # Full, whether a mark is due or not.
+        assert window.sent(1)
+
+
 @virtual
 async def test_only_as_many_wake_as_there_is_room_for_and_the_first_come_first() -> None:
     window = ByteWindow(MIB, MIB, clock=asyncio.get_running_loop().time)
