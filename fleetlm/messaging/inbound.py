@@ -338,9 +338,13 @@ class Inbound:
         if start[0] != Kind.CHUNK or len(body) < CHUNK_HEAD.size:
             return None
         number, *_, blobs = CHUNK_HEAD.unpack_from(body)
-        if blobs:  # Their sizes stand in the first chunk of a message, for which there is no buffer yet.
+        if not blobs:
+            return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
+        try:
+            chunk = read_chunk(body)
+        except BadFrame:  # The sizes of its blobs have not come.
             return None
-        return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
+        return session.reassembly.first_room(chunk, size_bytes - chunk.overhead_bytes)
 
     def _read_large(self, session: Session, whole: Whole) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""

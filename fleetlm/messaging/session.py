@@ -55,6 +55,7 @@ import msgpack
 from fleetlm.call import Call, TooLargeForPeer
 from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
+    ALONE_CHUNKS,
     MAX_WINDOWS_WITHOUT_CREDIT,
     TOLD_SHARE,
     ByteCredit,
@@ -121,12 +122,12 @@ class Session:
 
     __slots__ = (
         "_batch", "_batch_bytes", "_batch_calls", "_batch_limit", "_batch_limit_bytes", "_codec",
-        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall",
-        "_transport", "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed",
-        "denied", "has_ticked", "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow",
-        "lanes", "light_bytes", "messages_received", "messages_sent", "name", "open_calls", "outgoing",
-        "peer", "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes",
-        "unknown_topics", "up_at", "urgent_ref", "windows",
+        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall", "_transport",
+        "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed", "denied", "has_ticked",
+        "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow", "lanes", "light_bytes",
+        "messages_received", "messages_sent", "name", "open_calls", "outgoing", "peer", "plain_bytes",
+        "reassembly", "refuses", "requests", "settlement", "small_bytes", "unknown_topics", "up_at",
+        "urgent_ref", "windows",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
@@ -179,6 +180,11 @@ class Session:
             settings.max_unread_bytes,
             settings.chunk_bytes,
             asyncio.get_running_loop().time,
+            min(
+                ALONE_CHUNKS * settings.chunk_bytes,
+                settings.bulk_window_bytes // 2,
+                settings.max_frame_bytes // 2,
+            ),
         )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(
@@ -503,6 +509,7 @@ class Session:
             if size > self.small_bytes or self.lanes.has(sender):
                 self._queue(packed, sender, units)
                 return True
+            self.byte_window.passed()
         assert isinstance(packed, bytes)
         return self._to_batch(packed, size)
 
@@ -539,6 +546,8 @@ class Session:
         elif window.in_flight_bytes + self._batch_bytes >= window.limit_bytes or self.lanes.has(lane):
             self._queue(packed, lane, units)
         else:
+            if self.lanes:
+                window.passed()
             self._to_batch(packed, size)
 
     def _flush_batch(self) -> None:

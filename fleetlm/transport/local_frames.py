@@ -22,7 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from fleetlm.wire.blobs import Buffer
+from fleetlm.wire.blobs import Buffer, new_buffer
 
 HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
@@ -374,7 +374,7 @@ class FrameReader:
         """Find the memory for a frame that has not come whole; the rest is received straight into it."""
         room = self._room(came, size) if came else None
         if room is None:
-            self._large = Buffer(bytes(size))
+            self._large = new_buffer(size)
             self._view = self._large.getbuffer()
         else:
             self._head, came = came[: size - len(room)], came[size - len(room) :]
