@@ -64,7 +64,7 @@ from fleetlm.transport.sockets import (
 )
 from fleetlm.transport.standstill import Ended, Standstill
 from fleetlm.transport.sweeps import Sweeps
-from fleetlm.transport.tcp import Copies
+from fleetlm.transport.tcp import Copies, count_received
 from fleetlm.wire.frames import Kind
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -245,6 +245,16 @@ class Router:
         if known is not None and not known.is_cut:
             self._bounds.admit(known)
 
+    def moved(self, source: bytes) -> None:
+        """The frames of a source travel on a local road from now on: heartbeats are all that comes here."""
+        known = self._sources.get(source)
+        if known is None or known.heartbeats is not None or self._accepted.get(known.fd) is not known:
+            return
+        received = count_received(known.fd)
+        if received is not None:
+            self._bounds.moved(known, self._loop.time(), received)
+            self._sweeps.calm(known.fd)
+
     def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
         """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
         known = self._sources.get(source)
@@ -279,6 +289,7 @@ class Router:
             self._zap_handler.serve()
         self._on_monitor_readable()
         self._read_soon()
+        self._sweeps.recheck()
 
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
 

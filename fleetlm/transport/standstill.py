@@ -48,7 +48,8 @@ same machine, and from a network of 1 Gbit/s 12 MB."""
 LOOK_S: Final = 0.05
 """Seconds between two looks while it stands still."""
 MOST_ANSWERED_BYTES: Final = 256 * 1024
-"""Bytes that a dialled node may send back while the loop stands still: its heartbeats of an hour."""
+"""Bytes that may come while the loop stands still where heartbeats are all that should: from a node that was
+dialled, and from one whose frames travel on a local road. They are the heartbeats of an hour."""
 FOREIGN_IN_A_ROW: Final = 1_024
 """After so many numbers in a row that are no TCP connection, those above them are not looked at: a new
 descriptor gets the lowest free number. It takes 2 ms."""
@@ -163,7 +164,8 @@ class Standstill:
         self._is_stopped = False
         """Whether no connection is accepted, until the loop goes on."""
         self._answered: dict[int, int] = {}
-        """Descriptor of a dial → what had come over it at the first look of this standstill."""
+        """Descriptor of a connection that brings heartbeats alone → what had come at the first look of this
+        standstill."""
         self._foreign: set[bytes] = set()
         """Connections of the program itself, by the kernel's cookies."""
         self._is_over = threading.Event()
@@ -240,16 +242,24 @@ class Standstill:
         if known is not None and known.identity is not None and known.identity.cookie == read_cookie(fd):
             if known.is_cut:
                 return None
+            if known.heartbeats is not None:
+                return Seen(
+                    fd, self._came_since(fd, received), MOST_ANSWERED_BYTES, is_stranger=False, known=known
+                )
             unread = received - known.read_bytes
             return Seen(
                 fd, unread, self._bounds.most_unread(known), is_stranger=not known.was_peer, known=known
             )
         if is_dialled:
-            came = received - self._answered.setdefault(fd, received)
+            came = self._came_since(fd, received)
             return Seen(fd, came, MOST_ANSWERED_BYTES, is_stranger=False, is_dialled=True)
         if received and self._is_ours(fd):
             return Seen(fd, received, STRANGER_BYTES, is_stranger=True)
         return None
+
+    def _came_since(self, fd: int, received: int) -> int:
+        """Return how much has come since the first look of this standstill, where no frame is ever read."""
+        return received - self._answered.setdefault(fd, received)
 
     def _is_ours(self, fd: int) -> bool:
         """Whether this is a connection to the node, and not to another node or program in this process."""

@@ -12,6 +12,10 @@ have as much as it likes unread. So a connection is watched for writing too: it 
 each arrival of bytes names it then. One that is not writable, because its other end reads nothing, is found
 by looks at all connections in turn, `LOOKS_IN_TURN` in each sweep.
 
+*Where frames have moved to a local road*, only heartbeats come. They wake nobody: such connections are
+looked at by `Sweeps.recheck`, about once a second. A flood of such a peer is noticed that much later, but a
+local road leads to a process of this node's user, which could stop this node by a signal.
+
 Everything happens on the node's loop: while that stands still, `fleetlm.transport.standstill` looks.
 """
 
@@ -84,8 +88,10 @@ class Sweeps:
         self._count_drains = count_drains
         self._changed: _Epoll | None = None
         """Names the connections over which something has come; None where the system has no ``epoll``."""
+        self._calm: _Epoll | None = None
+        """Likewise those over which heartbeats alone should come; nothing wakes up for them."""
         if sys.platform.startswith("linux"):
-            self._changed = select.epoll()
+            self._changed, self._calm = select.epoll(), select.epoll()
         self._dialled: dict[int, Callable[[int], None]] = {}
         """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._in_turn: Iterator[int] = iter(())
@@ -110,6 +116,25 @@ class Sweeps:
         if self._dialled.get(fd) == look:
             del self._dialled[fd]
 
+    def calm(self, fd: int, look: Callable[[int], None] | None = None) -> None:
+        """Look at a connection in each `recheck` from now on, and not soon after something has come.
+
+        Args:
+            fd: its descriptor; nothing happens if it is another connection's by now.
+            look: what watches it, if this node has dialled it.
+        """
+        if self._changed is None or self._calm is None or (look and self._dialled.get(fd) != look):
+            return
+        with contextlib.suppress(OSError):  # It has ended already.
+            self._changed.unregister(fd)
+            self._calm.register(fd, _EVENTS)
+
+    def recheck(self) -> None:
+        """Look at the calm connections over which something has come. Called about every second."""
+        if self._calm is not None:
+            for fd, _ in self._calm.poll(0, MAX_LOOKS):
+                self._look(fd)
+
     @property
     def dialled(self) -> Collection[int]:
         """The descriptors of this node's own dials."""
@@ -126,9 +151,10 @@ class Sweeps:
             self._next.cancel()
             self._next = None
         self._stop_watching()
-        if self._changed is not None:
-            self._changed.close()
-            self._changed = None
+        for names in (self._changed, self._calm):
+            if names is not None:
+                names.close()
+        self._changed = self._calm = None
 
     def _register(self, fd: int) -> None:
         if self._changed is not None:
@@ -184,6 +210,10 @@ class Sweeps:
         known = self._accepted.get(fd)
         if known is None or known.is_cut:
             return None
+        if known.heartbeats is not None:
+            offences = self._bounds.look_beside(known, self._loop.time(), received)
+            self._end(offences)
+            return None if offences else known
         waiting = count_waiting(fd) if received - known.read_bytes > UNCERTAIN_BYTES else None
         offences = self._bounds.look(known, received, waiting, self._count_drains())
         self._end(offences)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.settings import Settings
+from fleetlm.transport import standstill
 from fleetlm.transport.bounds import STRANGER_BYTES, Accepted, Bounds
-from fleetlm.transport.standstill import Seen, choose
+from fleetlm.transport.standstill import MOST_ANSWERED_BYTES, Seen, Standstill, choose
 from fleetlm.transport.tcp import Identity
 
 MIB = 2**20
@@ -58,3 +62,29 @@ def test_a_peer_may_have_more_unread_than_a_stranger_and_one_that_said_hello_mor
     assert bounds.most_unread(known) == bounds.most_of_strangers == MIB
     bounds.admit(known)
     assert bounds.most_unread(known) == 4 * MIB
+
+
+async def test_heartbeats_of_a_neighbour_do_not_add_up_over_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where frames have moved to a local road, none is read that would show that the rest was taken."""
+    bounds, moved = Bounds(SETTINGS, 1_000), Accepted(0, Identity("127.0.0.1", 3, b"cookie"), 0.0)
+    bounds.accept(moved)
+    bounds.admit(moved)
+    bounds.moved(moved, 0.0, 1_000)
+    received = {0: 9 * MIB}
+    monkeypatch.setattr(standstill, "count_received", received.get)
+    monkeypatch.setattr(standstill, "read_cookie", lambda _: b"cookie")
+    looks = Standstill(
+        asyncio.get_running_loop(),
+        ((), 4370),
+        bounds,
+        accepted={0: moved},
+        dialled=(),
+        waiting=(),
+        count_rounds=int,
+        stop_accepting=int,
+        ended=lambda _: None,
+    )
+    found = [*looks._see()]
+    assert choose(found, 8 * MIB) == []
+    received[0] += MOST_ANSWERED_BYTES + 1
+    assert [each.known for each in choose(looks._see(), 8 * MIB)] == [moved], "but a flood does"
