@@ -97,9 +97,7 @@ async def test_a_stranger_that_floods_while_the_loop_stands_still_is_ended_then_
         await carries(b, channel, a, b"after")
 
 
-async def test_who_comes_while_the_loop_stands_still_is_bounded_too_and_others_wait_until_it_goes_on() -> (
-    None
-):
+async def test_who_comes_while_the_loop_stands_still_is_bounded_and_others_wait_until_it_goes_on() -> None:
     async with station() as a, station() as b:
         await carries(b, await b.reach(a), a, b"its loop has gone round")
         facts: list[object] = []
