@@ -576,6 +576,7 @@ CHUNK = bytes((Kind.CHUNK,))
 async def test_a_chunk_of_a_peer_may_have_a_tail_and_all_of_it_is_counted() -> None:
     async with station() as a, station() as b:
         channel = await b.reach(a)
+        await b.introduce(channel, a)
         sizes = (1, 300, ZERO_COPY_BYTES, 10 * ZERO_COPY_BYTES)
         for size in sizes:
             assert b.send(channel, CHUNK + b"head", memoryview(bytes(size)))
