@@ -123,7 +123,7 @@ class Session:
         "_batch", "_batch_bytes", "_batch_calls", "_batch_limit", "_batch_limit_bytes", "_codec",
         "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall",
         "_transport", "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed",
-        "denied", "held", "held_limit", "incarnation", "incoming", "is_slow", "lanes",
+        "denied", "has_ticked", "held", "held_limit", "incarnation", "incoming", "is_slow", "lanes",
         "light_bytes", "messages_received", "messages_sent", "name", "open_calls", "outgoing",
         "peer", "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes",
         "unknown_topics", "up_at", "urgent_ref", "windows",
@@ -149,6 +149,8 @@ class Session:
         self.up_at: float = asyncio.get_running_loop().time()
         self.closed: str = ""
         """Why the session is over; empty while it is not."""
+        self.has_ticked: bool = False
+        """Whether this node has sent a tick."""
         self.is_slow: bool = False
         """Whether sends leave the fast path: the window is full, lanes are in use, or the session is over."""
         self.calls: dict[int, Waiting] = {}

@@ -179,6 +179,7 @@ class Driver:
         self._ticks_with_host = False
         self._pulse_due = 0.0
         self._gossip_due = 0.0
+        self._ticks_read_at = 0.0
 
     # Start and stop.
 
@@ -196,6 +197,7 @@ class Driver:
         self._ticks_with_host = ticks_with_host
         self._pulse_due = self._next_pulse(now, self._rng.uniform(0.5, 1.0))
         self._gossip_due = now + self._settings.gossip_s
+        self._ticks_read_at = now
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
 
     def leave(self, reason: str) -> None:
@@ -564,6 +566,8 @@ class Driver:
         self.lag_s += late_s
         self._pulse_due = self._next_pulse(now)
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
+        self._transport.note_tick(now, self.lag_ms)
+        self._read_ticks(now)
         # What peers sent while this loop stood still has not been read yet: that is not their silence.
         self._perform(self.kernel.pulse(now - self.lag_ms / 1000))
         for session in list(self.sessions.values()):
@@ -582,11 +586,31 @@ class Driver:
             return (math.floor(now / tick_s + _EARLY) + 1) * tick_s
         return now + tick_s * part
 
+    def _read_ticks(self, now: float) -> None:
+        """Take the ticks of neighbours, which have noted them where this node can look: see `Transport`.
+
+        A neighbour has ticked since the last look, that is certain. The time that it notes says when, unless
+        its clock is another one, or it lies.
+        """
+        since, self._ticks_read_at = self._ticks_read_at, now
+        for session in list(self.sessions.values()):
+            tick = self._transport.read_tick(session.incoming.source)
+            if tick is not None:
+                at, lag_ms = tick
+                session.peer_ticked(now)
+                heard = max(session.peer.last_heard, min(max(at, since), now))
+                self.kernel.ticked(heard, session.name, lag_ms)
+
     def tick_sessions(self) -> None:
-        """Tell every peer that this event loop is alive."""
+        """Tell every peer that this event loop is alive, unless it sees that for itself.
+
+        The first tick of a session is always sent: with it a peer knows that what was sent before has come.
+        """
         tick = operations.tick(self.lag_ms)
         for session in list(self.sessions.values()):
-            session.control(tick)
+            if not (session.has_ticked and self._transport.shows_ticks(session.outgoing.channel)):
+                session.has_ticked = True
+                session.control(tick)
 
     def _tell_peers(self, session: Session, most: int = PEERS_TOLD) -> None:
         """Tell a peer to which nodes this one is connected, so that no node depends on one DNS answer."""

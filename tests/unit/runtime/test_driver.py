@@ -340,6 +340,43 @@ async def test_a_timer_that_is_early_does_not_tick_twice() -> None:
 
 
 @virtual
+async def test_a_peer_that_sees_the_ticks_gets_the_first_one_alone() -> None:
+    """With its first tick a peer knows that all has come that was sent before."""
+    rig = Rig()
+    channel, _ = rig.bring_up()
+    rig.transport.shown_to.add(channel)
+    rig.driver.start()
+    await asyncio.sleep(4.5)
+    assert rig.operations(Op.TICK) == [[Op.TICK, 0, None]]
+    assert len(rig.transport.noted_ticks) >= 4
+    rig.transport.shown_to.clear()
+    await asyncio.sleep(2)
+    assert len(rig.operations(Op.TICK)) == 2
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_a_tick_that_is_seen_counts_as_one_that_came() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver.start(ticks_with_host=True)
+    peer = rig.kernel.topology.peers[THERE]
+    stall = rig.driver.sessions[THERE]._stall
+    loop = SimLoop.current()
+    await asyncio.sleep(5.5 - loop.time() % 1)
+    assert peer.is_busy
+    for noted, heard_s in [(-0.1, -0.1), (-7.0, -1.0), (math.inf, 0.0), (-math.inf, -1.0)]:
+        began = math.floor(loop.time()) + 1.0
+        rig.transport.seen_ticks[source] = began + noted, 12
+        await asyncio.sleep(1)
+        assert peer.last_heard == pytest.approx(began + heard_s, abs=0.001), noted
+        assert (peer.is_busy, peer.lag_ms) == (False, 12)
+        assert stall._ticked_at == pytest.approx(began, abs=0.001)
+    assert rig.service.ticks == [], "it does not say that anything else has come"
+    rig.driver.leave("done")
+
+
+@virtual
 async def test_many_peers_get_a_tick_in_every_second_interval() -> None:
     rig = Rig()
     for number in range(TICKED_EACH_TIME):
