@@ -73,7 +73,7 @@ coverage: $(STAMP) ## the tests of `make test` with branch coverage of the whole
 	$(PYTEST) $(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR) $(ARGS)
 
 coverage-core: $(STAMP) ## unit tests must reach every branch of fleetlm/core and fleetlm/wire
-	$(PYTEST) -q --cov=fleetlm/core --cov=fleetlm/wire --cov-report=term --cov-fail-under=100 \
+	$(PYTEST) -q -n $(CORES) --cov=fleetlm/core --cov=fleetlm/wire --cov-report=term --cov-fail-under=100 \
 	  --ignore-glob="*_properties.py" --ignore-glob="*_pairs.py" $(ARGS) tests/unit/core tests/unit/wire
 
 lint: $(STAMP) ## ruff, the format, mypy and spelling
