@@ -21,8 +21,8 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from fleetlm.blocking.function_call import name_of
 from fleetlm.runtime.user_functions import Function, TookTooLong, UserFunctions
+from fleetlm.texts import name_of
 
 if TYPE_CHECKING:
     from fleetlm.settings import Settings
@@ -66,6 +66,7 @@ class LeavingHooks:
             )
         if sum(map(len, self._hooks.values())) >= self._settings.max_hooks:
             raise ValueError(f"there are {self._settings.max_hooks} hooks already (Settings.max_hooks)")
+        self._functions.prepare(function)
         self._hooks[phase].append(Hook(function, self._settings.hook_s if limit_s is None else limit_s))
 
     def has(self, phase: Phase) -> bool:

@@ -41,7 +41,6 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import read_array, read_numpy, split
 from fleetlm.wire.blobs import Hold
 from fleetlm.wire.extensions import (
     SCALARS,
@@ -56,7 +55,6 @@ from fleetlm.wire.extensions import (
     unreadable_in,
 )
 from fleetlm.wire.hash_tables import UNCHECKED_KEYS, CollidingKeys, check_keys, make_set
-from fleetlm.wire.zones import ZONES
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -433,6 +431,8 @@ class Decoder:
             offset, name = where
             delta = offset * _MICROSECOND
             return timezone(delta) if name is None else timezone(delta, name)
+        from fleetlm.wire.zones import ZONES  # noqa: PLC0415  # most times are in UTC
+
         found = ZONES.find(where)
         if isinstance(found, str):
             return self._unreadable(
@@ -541,11 +541,15 @@ class Decoder:
         return self._unreadable(f"extension type {code} is not known to this version of fleetlm")
 
     def _read_buffer(self, code: int, data: bytes) -> Any:
+        from fleetlm.wire.arrays import split  # noqa: PLC0415
+
         head, items = split(data, self._read_list)
         return self._make_buffer(code, head, bytearray(items) if code == Ext.NUMPY else items)
 
     def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
         """Make an array, of numpy or not."""
+        from fleetlm.wire.arrays import read_array, read_numpy  # noqa: PLC0415  # most programs get none
+
         try:
             if code == Ext.NUMPY:
                 return read_numpy(head, items)
