@@ -97,7 +97,7 @@ def check_unused(function: object) -> None:
     """Refuse an actor object that runs already, or has run. Raises: RuntimeError."""
     if type(function) is FunctionType or isinstance(function, type):
         return
-    # Its run is an attribute of its own; `Actor` itself need not be known, nor imported, for programs without.
+    # Its run is an attribute of its own, so `Actor` need not be imported in programs that have none.
     if getattr(function, "__dict__", {}).get("_Actor__run") is not None:
         name = type(function).__qualname__
         raise RuntimeError(

@@ -115,9 +115,7 @@ class ReplicatedGroups:
 
         context, members = self._context, self.members
         sticky = StickyKeys(context.settings.max_sticky_keys, context.settings.sticky_idle_s)
-        return Picker(
-            self._rng, members.outstanding, members, context.drain_step, sticky, context.loop.time
-        )
+        return Picker(self._rng, members.outstanding, members, context.drain_step, sticky, context.loop.time)
 
     def check_reachable(self, pids: Iterable[Pid]) -> None:
         """Raise NotAllowed if a process is for this node only, since members are asked from everywhere."""

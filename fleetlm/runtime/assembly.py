@@ -260,7 +260,9 @@ class Assembly:
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
             me, codec, self.local, self.replication, picks
         )
-        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, lambda: self.retries)
+        self.groups: Groups = Groups(
+            me, self.replicated_groups, self.fan_out, self.sender, lambda: self.retries
+        )
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, wall_ms
         )
@@ -283,8 +285,8 @@ class Assembly:
         return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
 
     # Parts that are made at their first use: a program without them starts without their code. What a node
-    # needs to leave, or when it is in trouble, is never among them: by then there may be no descriptor to read
-    # a module with, or the module may be of another version, since an update has been installed meanwhile.
+    # needs to leave, or in trouble, is never among them: by then there may be no descriptor to read a module
+    # with, or the module may be of another version, since an update has been installed meanwhile.
 
     @functools.cached_property
     def streams(self) -> Streams:
@@ -323,7 +325,7 @@ class Assembly:
         return self.blocking.open_jobs() if "blocking" in vars(self) else []
 
     async def close_blocking(self) -> None:
-        """Refuse further functions that block, and wait for a while until threads and processes have ended."""
+        """Refuse further functions that block, and wait a while until threads and processes have ended."""
         self._is_closed = True
         if "blocking" in vars(self):
             await self.blocking.close()

@@ -47,6 +47,7 @@ from fleetlm.wire.extensions import (
     Unreadable,
     all_lean,
     explained,
+    join,
     too_deep,
     unreadable_in,
 )
@@ -341,8 +342,6 @@ class Codec(Decoder):
 
     def _write_buffer(self, code: int, buffer: Buffer) -> Any:
         """Write a buffer that has a head; likewise."""
-        from fleetlm.wire.arrays import join  # noqa: PLC0415
-
         head, items = buffer
         if len(items) < self._least_blob_bytes or len(self._beside) == MAX_BLOBS:
             return _new(_ExtType, (code, join(head, items)))

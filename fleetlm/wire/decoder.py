@@ -51,10 +51,12 @@ from fleetlm.wire.extensions import (
     Shapes,
     Unreadable,
     explained,
+    split,
     too_deep,
     unreadable_in,
 )
 from fleetlm.wire.hash_tables import UNCHECKED_KEYS, CollidingKeys, check_keys, make_set
+from fleetlm.wire.zones import ZONES
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -431,8 +433,6 @@ class Decoder:
             offset, name = where
             delta = offset * _MICROSECOND
             return timezone(delta) if name is None else timezone(delta, name)
-        from fleetlm.wire.zones import ZONES  # noqa: PLC0415  # most times are in UTC
-
         found = ZONES.find(where)
         if isinstance(found, str):
             return self._unreadable(
@@ -541,16 +541,14 @@ class Decoder:
         return self._unreadable(f"extension type {code} is not known to this version of fleetlm")
 
     def _read_buffer(self, code: int, data: bytes) -> Any:
-        from fleetlm.wire.arrays import split  # noqa: PLC0415
-
         head, items = split(data, self._read_list)
         return self._make_buffer(code, head, bytearray(items) if code == Ext.NUMPY else items)
 
     def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
         """Make an array, of numpy or not."""
-        from fleetlm.wire.arrays import read_array, read_numpy  # noqa: PLC0415  # most programs get none
-
         try:
+            from fleetlm.wire.arrays import read_array, read_numpy  # noqa: PLC0415  # most programs get none
+
             if code == Ext.NUMPY:
                 return read_numpy(head, items)
             return read_array(head, self._pieces(items))
