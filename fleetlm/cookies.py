@@ -19,9 +19,10 @@ import os
 import re
 import stat
 from collections.abc import Mapping, MutableMapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from fleetlm.errors import SettingsError
+from fleetlm.records import Row
 from fleetlm.setting_parsers import Refused
 
 COOKIE_MIN_LENGTH: Final = 16
@@ -65,7 +66,7 @@ _taken: dict[str, str] = {}
 """Variable → the value that `take_cookies` has taken out of the environment of this process."""
 
 
-class Cookies(NamedTuple):
+class Cookies(Row):
     """The cookies of an environment.
 
     Attributes:

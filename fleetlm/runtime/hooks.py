@@ -19,8 +19,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fleetlm.records import Row
 from fleetlm.runtime.user_functions import Function, TookTooLong, UserFunctions
 from fleetlm.texts import name_of
 
@@ -33,7 +34,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 log: logging.Logger = logging.getLogger("fleetlm")
 
 
-class Hook(NamedTuple):
+class Hook(Row):
     """One hook: what to call, and the seconds that it has."""
 
     function: Function
