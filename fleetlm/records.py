@@ -164,8 +164,8 @@ class Record(metaclass=_RecordType):
 
 MAX_ROW_FIELDS = 12
 """Of one row."""
-_ITEMS = namedtuple("_ITEMS", [f"item_{at}" for at in range(MAX_ROW_FIELDS)])  # noqa: PYI024  # no types
-_GETTERS = tuple(vars(_ITEMS)[name] for name in _ITEMS._fields)
+_Items = namedtuple("_Items", "a b c d e f g h i j k l")  # noqa: PYI024  # as many fields as a row may have
+_GETTERS = tuple(vars(_Items)[name] for name in "abcdefghijkl")
 """Descriptors of the items of any tuple, by their index: one named tuple is defined for all rows."""
 
 

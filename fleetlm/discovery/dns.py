@@ -44,8 +44,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, merge
-from fleetlm.discovery.dns_search import answer_of_list
+from fleetlm.core.dns_answers import Answer, Outcome, answer_of_list, count_addresses, merge
 from fleetlm.discovery.own_thread import OwnThread
 from fleetlm.names import canonical_ip
 

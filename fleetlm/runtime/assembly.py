@@ -69,7 +69,6 @@ from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub, RecentEvents
 from fleetlm.runtime.hooks import LeavingHooks
 from fleetlm.runtime.leaving import Leaving
-from fleetlm.runtime.limited_requests import LimitedRequests
 from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
@@ -277,6 +276,8 @@ class Assembly:
         peers_may = self.context.settings.peers_may
         if peers_may.issuperset(RIGHTS):
             return PeerRequests(*parts)
+        from fleetlm.runtime.limited_requests import LimitedRequests  # noqa: PLC0415  # few nodes are limited
+
         return LimitedRequests(*parts, peers_may=peers_may)
 
     def _make_draining(self) -> Draining:

@@ -15,7 +15,8 @@ from fleetlm.errors import NodeStopped
 
 if TYPE_CHECKING:
     from fleetlm.blocking.function_call import FunctionResult
-    from fleetlm.runtime.user_functions import Function
+
+Function = Callable[[], Any]
 
 
 class _Run(Job):

@@ -248,11 +248,12 @@ def test_a_row_is_made_of_its_fields(given: tuple[Any, ...]) -> None:
 
 
 def test_a_row_has_a_bound_and_adds_nothing_to_another_one() -> None:
+    make: Any = type(Place)
     with pytest.raises(TypeError, match="write one with all of them"):
-        type(Place)("More", (Place,), {"__annotations__": {"z": int}})
+        make("More", (Place,), {"__annotations__": {"z": int}})
     many = {f"field_{at}": int for at in range(MAX_ROW_FIELDS + 1)}
     with pytest.raises(ValueError, match="zip"):
-        type(Place)("Wide", (Row,), {"__annotations__": many})
+        make("Wide", (Row,), {"__annotations__": many})
 
 
 def test_the_constructor_of_a_row_is_made_at_its_first_use() -> None:
