@@ -1,11 +1,11 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
-# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default two
+# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default three
 # for each core, since many tests wait for programs and sockets),
 # ARGS (passed on to pytest, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
 
 PYTHON ?= python3
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-JOBS ?= $(shell echo $$(( 2 * $(CORES) )))
+JOBS ?= $(shell echo $$(( 3 * $(CORES) )))
 ARGS ?=
 FUZZ_S ?= 60
 
@@ -13,7 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not containers and not browser and not kits and not site"
+BY_FILE := --dist loadfile --no-loadscope-reorder
+TESTS := -n $(JOBS) $(BY_FILE) -m "not long and not containers and not browser and not kits and not site"
 COVERAGE_FLOOR := 80
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
@@ -44,8 +45,9 @@ test: $(STAMP) ## every test that needs neither minutes nor Docker
 	$(PYTEST) $(TESTS) $(ARGS)
 
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
-	$(PYTEST) -n $(CORES) -m "long and not containers" $(ARGS) tests/sim
-	$(PYTEST) -m "long and not containers" $(ARGS) --ignore=tests/sim
+	$(PYTEST) -n $(CORES) --dist worksteal -m "long and not containers" $(ARGS) tests/sim
+	$(PYTEST) -n $(CORES) $(BY_FILE) -m "long and not containers and not alone" $(ARGS) --ignore=tests/sim
+	$(PYTEST) -m "long and not containers and alone" $(ARGS) --ignore=tests/sim
 
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers

@@ -88,6 +88,16 @@ class MemoryTransport:
         """Return that there is none."""
         return False
 
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        """Do nothing."""
+
+    def shows_ticks(self, channel: int) -> bool:
+        """Return that no peer sees them."""
+        return False
+
+    def read_tick(self, source: bytes) -> None:
+        """Return that there is none."""
+
     def admit(self, source: bytes) -> None:
         """Do nothing."""
 

@@ -313,7 +313,9 @@ class Settings(Record):
     """A larger message travels in frames of its own; bytes, buffers and arrays of at least this size travel
     beside it, without being packed. Below it, copying costs less than frames. At least 1 KiB."""
     chunk_bytes: int = 256 * 1024
-    """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
+    """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path. Where
+    only large messages travel, and fast, chunks have up to four times as much, but never more than half of
+    ``bulk_window_bytes`` or ``max_frame_bytes``."""
     bulk_window_bytes: int = 2 * 1024 * 1024
     """Bytes of chunks in flight to one peer: a small message waits behind at most this much."""
     max_message_bytes: int = 64 * 1024 * 1024

@@ -64,12 +64,17 @@ TESTS = Path(__file__).resolve().parent
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Collect without garbage collection, which would look a hundred times at all that has been imported."""
+    """Collect without garbage collection, which would look a hundred times at all that has been imported.
+
+    Then freeze it all: a million objects that live as long as the run. A test that collects garbage would
+    look at them for a quarter of a second, and so would each of the collections that Python begins itself.
+    """
     gc.disable()
     try:
         import_own_share(session)
         return (yield)
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -19,8 +19,10 @@ They have numbers instead of pids, so that a node cannot speak of another node's
 
 **What a membership costs.** Python's garbage collector visits every object that may refer to others, and the
 loop stands still meanwhile: for a tenth of a second, if each membership that one peer may have were nine such
-objects. So a group with one membership, of which nobody has asked, is kept as a flat tuple (`_Lone`), which
-the collector leaves out. `Members` are made when there is a second one, or when somebody asks for them.
+objects. Even the entries of a dict are visited, unless all of its keys and values are texts and numbers. So a
+group with one membership, of which nobody has asked, is a number in a dict of such groups (`_lone`), and a
+process with one membership is in a dict of such processes (`_Memberships`). `Members` are made when there is
+a second one, or when somebody asks for them.
 
 **The loss of a node.** Its memberships are hidden at once and taken out in small steps, since 100,000 of them
 take half a second. Whoever asks for a group in between gets it without them (`_purged`).
@@ -50,8 +52,10 @@ from fleetlm.texts import SHORT
 MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 
-_NUMBER_END = 1 << 64
+_NUMBER_BITS = 64
+_NUMBER_END = 1 << _NUMBER_BITS
 """Numbers of processes are below this."""
+_NUMBER_MASK = _NUMBER_END - 1
 
 
 class Tell(Record):
@@ -73,24 +77,79 @@ _NOBODY = Members()
 
 
 class _Memberships:
-    """The memberships of one node's processes, as that node has told them."""
+    """The memberships of one node's processes, as that node has told them.
 
-    __slots__ = ("count", "groups_of", "incarnation", "node")
+    Args:
+        node: its name.
+        incarnation: likewise.
+        slot: a number that no other one has, by which `GroupTable` refers to this.
+    """
 
-    def __init__(self, node: str, incarnation: int) -> None:
+    __slots__ = ("_more", "_only", "count", "incarnation", "node", "slot")
+
+    def __init__(self, node: str, incarnation: int, slot: int) -> None:
         self.node = node
         self.incarnation = incarnation
+        self.slot = slot
         self.count = 0
         """How many memberships there are in all."""
-        self.groups_of: dict[int, dict[str, int]] = {}
-        """Number of a process → group → how many times it has joined."""
+        self._only: dict[int, str] = {}
+        """Number of a process with one membership → its group."""
+        self._more: dict[int, dict[str, int]] = {}
+        """Number of any other process → group → how many times it has joined."""
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a process is a member of a group."""
+        return number in self._only or number in self._more
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the numbers of the processes that are members of a group."""
+        return chain(self._only, self._more)
+
+    @property
+    def groups_of(self) -> dict[int, dict[str, int]]:
+        """Number of a process → group → how many times it has joined; a copy."""
+        return {number: dict(self.of(number)) for number in self}
+
+    def of(self, number: int) -> dict[str, int]:
+        """Return the groups of a process, with how many times it has joined; not to be changed."""
+        group = self._only.get(number)
+        return self._more.get(number, _NOWHERE) if group is None else {group: 1}
+
+    def add(self, number: int, group: str) -> int:
+        """Enter a membership. Returns how many times the process is a member now."""
+        self.count += 1
+        only = self._only.pop(number, None)
+        if only is None and number not in self._more:
+            self._only[number] = group
+            return 1
+        mine = self._more.setdefault(number, {}) if only is None else self._more.setdefault(number, {only: 1})
+        mine[group] = mine.get(group, 0) + 1
+        return mine[group]
+
+    def remove(self, number: int, group: str) -> None:
+        """Take a membership away, which exists."""
+        self.count -= 1
+        if self._only.pop(number, None) is not None:
+            return
+        mine = self._more[number]
+        mine[group] -= 1
+        if not mine[group]:
+            del mine[group]
+        if not mine:
+            del self._more[number]
+
+    def take(self, number: int) -> dict[str, int]:
+        """Take all memberships of a process away, and return them. They are still counted."""
+        group = self._only.pop(number, None)
+        return self._more.pop(number, _NOWHERE) if group is None else {group: 1}
 
     def pid(self, number: int) -> Pid:
         return Pid(self.node, self.incarnation, number)
 
     def pairs(self, numbers: Iterable[int]) -> Iterator[tuple[str, int]]:
         for number in numbers:
-            for group, times in self.groups_of.get(number, _NOWHERE).items():
+            for group, times in self.of(number).items():
                 yield from repeat((group, number), times)
 
 
@@ -116,10 +175,16 @@ class GroupTable:
         self._max = max_memberships
         self._alive = alive
         self._before_change = before_change
-        self._own = _Memberships(node, incarnation)
+        self._own = _Memberships(node, incarnation, 0)
         self._said = {node: self._own}
         """Node → its memberships; this node's are among them."""
-        self._groups: dict[str, Members | _Lone] = {}
+        self._slots = {0: self._own}
+        """Slot → memberships: those in `_said` and in `_leaving`."""
+        self._last_slot = 0
+        self._groups: dict[str, Members] = {}
+        """The members of each group, but for those in `_lone`."""
+        self._lone: dict[str, int] = {}
+        """Group with one membership → the slot of its node and the number of the process; see `_purged`."""
         self._leaving: dict[str, _Memberships] = {}
         """Nodes that were lost → their memberships, not all of which have been taken out of the groups."""
         self._new: list[tuple[str, Pid]] = []
@@ -128,10 +193,12 @@ class GroupTable:
 
     def members(self, group: str) -> Members:
         """Return all members in the order of `pid_order`; the caller must not keep or change the object."""
-        found = self._groups.get(group)
-        if self._leaving:
-            found = self._purged(group)
+        known = self._groups.get(group)
+        if known is not None and not self._leaving:
+            return known
+        found = self._purged(group)
         if isinstance(found, tuple):
+            del self._lone[group]
             found = self._groups[group] = Members((Pid(*found),))
         return found or _NOBODY
 
@@ -142,17 +209,18 @@ class GroupTable:
     def groups(self) -> list[str]:
         """Return the names of all groups, sorted."""
         if self._leaving:
-            return sorted(group for group in list(self._groups) if self.has(group))
-        return sorted(self._groups)
+            return sorted(group for group in [*self._groups, *self._lone] if self.has(group))
+        return sorted(chain(self._groups, self._lone))
 
     @property
     def count(self) -> int:
         """How many groups there are; those that a node had which was just lost may be among them."""
-        return len(self._groups)
+        return len(self._groups) + len(self._lone)
 
     def first(self, most: int, looked_at: int) -> list[tuple[str, Members]]:
-        """Return the first ``most`` groups by name, of the ``looked_at`` oldest ones."""
-        oldest = [group for group in list(islice(self._groups, looked_at)) if self.has(group)]
+        """Return the first ``most`` groups by name, of ``looked_at`` old ones, those in use before others."""
+        some = list(islice(chain(self._groups, self._lone), looked_at))
+        oldest = [group for group in some if self.has(group)]
         return [(group, self.members(group)) for group in heapq.nsmallest(most, oldest)]
 
     @property
@@ -178,7 +246,7 @@ class GroupTable:
 
     def own_keys(self) -> Iterable[int]:
         """Return the numbers of the processes of this node that are members of a group."""
-        return self._own.groups_of.keys()
+        return self._own
 
     def own_facts(self, numbers: Iterable[int]) -> Iterator[list[Any]]:
         """Return all memberships of these processes of this node as facts, for a node that has connected."""
@@ -212,7 +280,7 @@ class GroupTable:
         own, leaving = self._own, Counter[int]()
         for pid in pids:
             here = pid == own.pid(pid.number)
-            if here and own.groups_of.get(pid.number, {}).get(group, 0) > leaving[pid.number]:
+            if here and own.of(pid.number).get(group, 0) > leaving[pid.number]:
                 leaving[pid.number] += 1
                 self._before_change(pid.number)
         told = [Tell(["leave", piece]) for piece in _split((group, n) for n in leaving.elements())]
@@ -220,7 +288,7 @@ class GroupTable:
 
     def exited(self, pid: Pid) -> list[Effect]:
         """A process of this node has ended."""
-        if pid.number not in self._own.groups_of:
+        if pid.number not in self._own:
             return []
         self._before_change(pid.number)
         return [Tell(["exit", pid.number]), *self._exit(self._own, pid.number, "exited")]
@@ -236,7 +304,7 @@ class GroupTable:
         """
         if node in self._leaving:
             self._forget_leaving(node)
-        said = self._said.get(node) or _Memberships(node, incarnation)
+        said = self._said.get(node) or _Memberships(node, incarnation, self._last_slot + 1)
         check_speaker(said, self._own, incarnation, "the groups")
         match fact:
             case ["join", dict() as members]:
@@ -246,15 +314,16 @@ class GroupTable:
                         f"more than {self._max:,} memberships in process groups, which is "
                         "Settings.max_memberships here; set it alike on all nodes"
                     )
-                self._said[node] = said
+                self._said[node] = self._slots[said.slot] = said
+                self._last_slot = max(self._last_slot, said.slot)
                 return self._join(said, members)
             case ["leave", dict() as members]:
                 for group, numbers in _check_members(members):
                     for number, times in Counter(numbers).items():
-                        if said.groups_of.get(number, {}).get(group, 0) < times:
+                        if said.of(number).get(group, 0) < times:
                             raise ValueError(f"process {number} leaves a group that it has not joined")
                 return self._leave(said, members, "left")
-            case ["exit", number] if type(number) is int and number in said.groups_of:
+            case ["exit", number] if type(number) is int and number in said:
                 return self._exit(said, number, "exited")
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
 
@@ -276,36 +345,42 @@ class GroupTable:
     def _take_out(self, said: _Memberships) -> Iterator[Left]:
         """Take the memberships of a lost node out of the groups, and yield what has left one by one."""
         node = said.node
-        for number in one_by_one(said.groups_of):
-            for group, times in said.groups_of.pop(number).items():
+        for number in one_by_one(said):
+            for group, times in said.take(number).items():
                 self._purged(group)
                 for _ in range(times):
                     yield Left(group, said.pid(number), "noconnection")
         if self._leaving.get(node) is said:
             del self._leaving[node]
+            del self._slots[said.slot]
 
     def _forget_leaving(self, node: str) -> None:
         """Take what is left of a lost node out of the groups at once: it tells something new."""
-        for groups in self._leaving[node].groups_of.values():
-            for group in groups:
+        said = self._leaving[node]
+        for number in said:
+            for group in said.of(number):
                 self._purged(group)
         del self._leaving[node]
+        del self._slots[said.slot]
 
     def _purged(self, group: str) -> Members | _Lone | None:
         """Return the members of a group, without those on nodes that were lost; None if it has none."""
+        lone = self._lone.get(group)
+        if lone is not None:
+            said = self._slots[lone >> _NUMBER_BITS]
+            if said.node not in self._leaving:
+                return said.node, said.incarnation, lone & _NUMBER_MASK
+            del self._lone[group]
+            return None
         found = self._groups.get(group)
         if not self._leaving or found is None:
             return found
-        if isinstance(found, tuple):
-            is_gone = found[0] in self._leaving
-        else:
-            for node in self._leaving:
-                found.remove_node(node)
-            is_gone = not found
-        if is_gone:
-            del self._groups[group]
-            return None
-        return found
+        for node in self._leaving:
+            found.remove_node(node)
+        if found:
+            return found
+        del self._groups[group]
+        return None
 
     def _join(self, said: _Memberships, members: Numbers) -> list[Effect]:
         """Enter memberships of one node, and return an event for each."""
@@ -313,16 +388,13 @@ class GroupTable:
         for group, numbers in members.items():
             for number in numbers:
                 pid = said.pid(number)
-                mine = said.groups_of.setdefault(number, {})
-                mine[group] = mine.get(group, 0) + 1
-                if mine[group] == 1:
+                if said.add(number, group) == 1:
                     self._new.append((group, pid))
                 if self._purged(group) is None:
-                    self._groups[group] = (said.node, said.incarnation, number)
+                    self._lone[group] = said.slot << _NUMBER_BITS | number
                 else:
                     self.members(group).add(pid)
                 events.append(Joined(group, pid))
-            said.count += len(numbers)
         return events
 
     def _leave(self, said: _Memberships, members: Numbers, reason: str) -> list[Effect]:
@@ -330,24 +402,19 @@ class GroupTable:
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
-                mine, pid = said.groups_of[number], said.pid(number)
-                mine[group] -= 1
-                if not mine[group]:
-                    del mine[group]
-                    if not mine:
-                        del said.groups_of[number]
-                known = self._groups[group]
-                if isinstance(known, Members):
+                pid = said.pid(number)
+                said.remove(number, group)
+                if self._lone.pop(group, None) is None:
+                    known = self._groups[group]
                     known.remove(pid)
-                if isinstance(known, tuple) or not known:
-                    del self._groups[group]
+                    if not known:
+                        del self._groups[group]
                 events.append(Left(group, pid, reason))
-            said.count -= len(numbers)
         return events
 
     def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
         """Take all memberships of one process away."""
-        gone = {group: [number] * times for group, times in said.groups_of[number].items()}
+        gone = {group: [number] * times for group, times in said.of(number).items()}
         return self._leave(said, gone, reason)
 
 

@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import (
@@ -172,6 +173,8 @@ class Driver:
             is_over=inbound.is_over,
             pause_s=inbound.pause_s,
         )
+        self._queued: Container[bytes] = self._backlog.queues
+        """The sources whose frames wait there: the dict itself, since each frame looks into it."""
         self._last_words = LastWords(self._loop, self._backlog)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -179,6 +182,7 @@ class Driver:
         self._ticks_with_host = False
         self._pulse_due = 0.0
         self._gossip_due = 0.0
+        self._ticks_read_at = 0.0
 
     # Start and stop.
 
@@ -196,6 +200,7 @@ class Driver:
         self._ticks_with_host = ticks_with_host
         self._pulse_due = self._next_pulse(now, self._rng.uniform(0.5, 1.0))
         self._gossip_due = now + self._settings.gossip_s
+        self._ticks_read_at = now
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
 
     def leave(self, reason: str) -> None:
@@ -268,7 +273,7 @@ class Driver:
 
     def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
         """See `Listener`. Frames of a session go straight to `Inbound`."""
-        if source in self._backlog:
+        if source in self._queued:
             waiting_bytes = self._backlog.add(source, frame, tail)
             if waiting_bytes:
                 why = f"it ignores its window: {waiting_bytes:,} bytes of it wait to be taken"
@@ -276,13 +281,14 @@ class Driver:
             elif frame and frame[0] == _MOVED:
                 self._follow_road(source)
             return
-        self.inbound.begin_turn()
+        inbound = self.inbound
+        inbound.until = monotonic() + inbound.turn_s  # `Inbound.begin_turn` inline.
         session = self._by_source.get(source)
         if session is None or tail is not None or not frame or frame[0] != _BATCH:
             self._take_frame(source, frame, tail)
             return
         try:  # As `_take_frame` and `_deliver`, in one call less for each frame.
-            rest = self.inbound.frame(session, frame)
+            rest = inbound.frame(session, frame)
         except Exception as error:  # noqa: BLE001  # it logs
             self._end_broken(source, session, error)
         else:
@@ -564,6 +570,8 @@ class Driver:
         self.lag_s += late_s
         self._pulse_due = self._next_pulse(now)
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
+        self._transport.note_tick(now, self.lag_ms)
+        self._read_ticks(now)
         # What peers sent while this loop stood still has not been read yet: that is not their silence.
         self._perform(self.kernel.pulse(now - self.lag_ms / 1000))
         for session in list(self.sessions.values()):
@@ -582,11 +590,31 @@ class Driver:
             return (math.floor(now / tick_s + _EARLY) + 1) * tick_s
         return now + tick_s * part
 
+    def _read_ticks(self, now: float) -> None:
+        """Take the ticks of neighbours, which have noted them where this node can look: see `Transport`.
+
+        A neighbour has ticked since the last look, that is certain. The time that it notes says when, unless
+        its clock is another one, or it lies.
+        """
+        since, self._ticks_read_at = self._ticks_read_at, now
+        for session in list(self.sessions.values()):
+            tick = self._transport.read_tick(session.incoming.source)
+            if tick is not None:
+                at, lag_ms = tick
+                session.peer_ticked(now)
+                heard = max(session.peer.last_heard, min(max(at, since), now))
+                self.kernel.ticked(heard, session.name, lag_ms)
+
     def tick_sessions(self) -> None:
-        """Tell every peer that this event loop is alive."""
+        """Tell every peer that this event loop is alive, unless it sees that for itself.
+
+        The first tick of a session is always sent: with it a peer knows that what was sent before has come.
+        """
         tick = operations.tick(self.lag_ms)
         for session in list(self.sessions.values()):
-            session.control(tick)
+            if not (session.has_ticked and self._transport.shows_ticks(session.outgoing.channel)):
+                session.has_ticked = True
+                session.control(tick)
 
     def _tell_peers(self, session: Session, most: int = PEERS_TOLD) -> None:
         """Tell a peer to which nodes this one is connected, so that no node depends on one DNS answer."""

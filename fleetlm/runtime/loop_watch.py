@@ -1,9 +1,10 @@
 """Says what blocks the event loop: which process, in which function, while it does.
 
 A handler that calls ``time.sleep`` or a driver that blocks stops everything on its node. Peers only see that
-the node is busy. So a timer on the loop beats, a thread looks at it, and if there was no beat for
-`Settings.blocked_after_s`, the thread logs the task that runs and the innermost function of the program.
-Each blockage is logged once, and each place at most `MAX_LINES` times, since the same handler blocks again.
+the node is busy. So a timer on the loop beats, a thread looks at it about once in `Settings.blocked_after_s`,
+and if there was no beat for that time, the thread logs the task that runs and the innermost function of the
+program. Each blockage is logged once, and each place at most `MAX_LINES` times, since the same handler
+blocks again.
 
 A function that holds the interpreter's lock, such as some C extensions, stops this thread as well. It then
 looks late, when something else may run already, and says "perhaps". The same happens when the whole process
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import threading
@@ -28,8 +30,11 @@ log: logging.Logger = logging.getLogger("fleetlm")
 MAX_LINES = 3
 """Lines about one place."""
 MAX_PLACES = 1_000
-_LOOKS = 4
-"""Looks of the thread in `Settings.blocked_after_s`."""
+_EARLY = 0.1
+"""The part of a pause by which the timer may be early without a second beat at the same moment."""
+_PARTS = 4
+"""The fraction of `Settings.blocked_after_s` by which a blockage is logged late; two beats are twice as far
+apart."""
 _OURS = __file__.rpartition("/runtime/")[0]
 _STANDARD = os.__file__.rpartition("/")[0]
 _INSTALLED = ("site-packages", "dist-packages")
@@ -46,7 +51,7 @@ class LoopWatch:
 
     def __init__(self, blocked_after_s: float) -> None:
         self._limit_s = blocked_after_s
-        self._look_s = blocked_after_s / _LOOKS
+        self._look_s = blocked_after_s / _PARTS
         self._lines: dict[str, int] = {}
         self._users = 0
         self._beat_at = 0.0
@@ -84,18 +89,25 @@ class LoopWatch:
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beat_at = time.monotonic()
         self._is_logged = False
-        self._timer = loop.call_later(self._look_s * 2, self._beat, loop)
+        # At a moment at which the node ticks, where there is one: one wake-up of the loop for both.
+        pause_s, now = self._look_s * 2, loop.time()
+        due = (math.floor(now / pause_s + _EARLY) + 1) * pause_s
+        self._timer = loop.call_at(due, self._beat, loop)
 
     def _run(self, stop: threading.Event, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        before = time.monotonic()
-        while not stop.wait(self._look_s):
+        before, pause_s = time.monotonic(), self._limit_s
+        while not stop.wait(pause_s):
             now = time.monotonic()
-            is_late = now - before > self._look_s + self._limit_s / 2
-            before = now
+            is_late = now - before > pause_s + self._limit_s / 2
             if loop.is_closed():
                 return
             still_s = now - self._beat_at
-            if still_s >= self._limit_s + self._look_s and loop.is_running() and not self._is_logged:
+            # The next look is when the last beat is too old: a beat in between costs no wake-up here.
+            before, pause_s = now, self._limit_s + self._look_s - still_s
+            if pause_s > 0:
+                continue
+            pause_s = self._limit_s
+            if loop.is_running() and not self._is_logged:
                 self._is_logged = True
                 self._tell(still_s, sys._current_frames().get(thread), loop, is_late)  # noqa: SLF001
 

@@ -136,6 +136,7 @@ class Endpoint:
         "settings",
         "sources",
         "strangers",
+        "tick",
     )
 
     def __init__(
@@ -152,6 +153,8 @@ class Endpoint:
         self.channels: dict[int, Connection] = {}
         self.sources: dict[bytes, Connection] = {}
         self.strangers: dict[bytes, str] = {}
+        self.tick: tuple[float, int] | None = None
+        """The last tick that the node has noted for its neighbours."""
         self.backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
         self.is_frozen: bool = False
         self.is_stalled: bool = False
@@ -221,6 +224,7 @@ class Connection:
         "_port",
         "_refusal",
         "_src",
+        "_tick_read",
         "back",
         "dialler",
         "flush_until_s",
@@ -263,6 +267,7 @@ class Connection:
         )
         self.out: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_listener)
         self.back: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_dialler)
+        self._tick_read: tuple[float, int] | None = None
         self.road: SimRoad | None = None
         """Set when either end asks for a local road."""
         self._src.connections[self] = None
@@ -508,6 +513,11 @@ class Connection:
         """Send what follows on the local road."""
         road = self._require_road()
         road.is_taken, road.is_broken = True, road.is_broken or not road.is_open
+
+    def read_tick(self) -> tuple[float, int] | None:
+        """Return the tick that the dialler's node has noted since the last call, or None."""
+        last, self._tick_read = self._tick_read, self.dialler.tick
+        return None if last == self._tick_read else self._tick_read
 
     def _is_neighbour(self, number: int) -> bool:
         """Whether both ends are on one machine, and the listener there has this number."""

@@ -445,7 +445,8 @@ class _FormerRuns:
     """What runs have left, since tests and errors still refer to it when they end: a cluster is one cycle.
 
     The next run would freeze it. Looking at all objects of a process takes a tenth of a second, as long as
-    ten small runs; so it is done when runs have taken `PATIENCE` times as long.
+    ten small runs; so it is done when runs have taken `PATIENCE` times as long. Where the program has frozen
+    its objects, it is done each time: it takes a moment, and what a run freezes then stays frozen.
     """
 
     PATIENCE = 20
@@ -453,11 +454,24 @@ class _FormerRuns:
     def __init__(self) -> None:
         self.took_s = 0.0
         """Seconds of this process in runs since the last collection."""
+        self.running = 0
+        """Runs that go on: one inside another one, at most."""
         self._collection_s = 0.05
+        self._is_frozen = False
 
-    def collect(self) -> None:
-        """Collect the garbage, if that is worth its time."""
-        if self.took_s > self.PATIENCE * self._collection_s:
+    def is_frozen(self) -> bool:
+        """Whether the program, or a run around this one, has frozen its objects.
+
+        Python counts them one by one, a tenth of a second for a million. So it is asked no more once the
+        program has frozen them: they are taken to stay so.
+        """
+        if not (self.running or self._is_frozen):
+            self._is_frozen = gc.get_freeze_count() > _FROZEN_AT_START
+        return self.running > 0 or self._is_frozen
+
+    def collect(self, *, is_last_chance: bool) -> None:
+        """Collect the garbage, if that is worth its time, or cannot be done later."""
+        if is_last_chance or self.took_s > self.PATIENCE * self._collection_s:
             began = time.process_time()
             gc.collect()
             self.took_s, self._collection_s = 0.0, time.process_time() - began
@@ -470,18 +484,20 @@ _FORMER_RUNS = _FormerRuns()
 def isolated(seed: int) -> Iterator[None]:
     """Seed the random module and turn automatic garbage collection off; restore both afterwards."""
     state = random.getstate()
-    _FORMER_RUNS.collect()
-    collecting, may_unfreeze = gc.isenabled(), gc.get_freeze_count() <= _FROZEN_AT_START
+    collecting, may_unfreeze = gc.isenabled(), not _FORMER_RUNS.is_frozen()
+    _FORMER_RUNS.collect(is_last_chance=not may_unfreeze)
     gc.disable()
     gc.freeze()  # objects made before this run are neither scanned nor finalized in it
     random.seed(seed)
     began = time.process_time()
+    _FORMER_RUNS.running += 1
     try:
         yield
     finally:
+        _FORMER_RUNS.running -= 1
         _FORMER_RUNS.took_s += time.process_time() - began
         random.setstate(state)
-        if may_unfreeze:  # Otherwise the program, or a run around this one, has frozen objects too.
+        if may_unfreeze:
             gc.unfreeze()
         if collecting:
             gc.enable()

@@ -508,6 +508,25 @@ class SimTransport:
         connection = self._require_endpoint().sources.get(source)
         return connection is not None and connection.road is not None and connection.road.follow()
 
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        """Show the neighbours on this node's local roads that its loop runs."""
+        own = self._require_endpoint()
+        if not own.is_halted:
+            own.tick = at, lag_ms
+
+    def shows_ticks(self, channel: int) -> bool:
+        """Whether the peer of a channel sees them."""
+        connection = self._require_endpoint().channels.get(channel)
+        return connection is not None and connection.road is not None and connection.road.is_taken
+
+    def read_tick(self, source: bytes) -> tuple[float, int] | None:
+        """Return what the node of a source has noted since the last call, or None."""
+        own = self._require_endpoint()
+        connection = own.sources.get(source)
+        if own.is_paused or connection is None or connection.road is None or not connection.road.is_followed:
+            return None
+        return connection.read_tick()
+
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         """Close a channel; frames that were sent have ``flush_s`` more seconds to leave."""
         connection = self._require_endpoint().channels.get(channel)

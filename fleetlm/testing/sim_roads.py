@@ -33,11 +33,12 @@ class SimRoad:
         is_open: whether the listener has let the dialler in.
         is_taken: whether the dialler sends here.
         is_broken: whether the socket has failed.
+        is_followed: whether the listener reads it.
     """
 
     __slots__ = (
-        "_deliver", "_ended", "_expected", "_is_drained", "_is_followed", "_is_over", "_loop", "_shown",
-        "_unread", "is_broken", "is_open", "is_taken", "lane",
+        "_deliver", "_ended", "_expected", "_is_drained", "_is_over", "_loop", "_shown", "_unread",
+        "is_broken", "is_followed", "is_open", "is_taken", "lane",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +57,7 @@ class SimRoad:
         self.is_open: bool = False
         self.is_taken: bool = False
         self.is_broken: bool = False
-        self._is_followed = False
+        self.is_followed: bool = False
         self._is_over = False
         """Whether the end of the stream has arrived."""
         self._is_drained = False
@@ -91,7 +92,7 @@ class SimRoad:
         """Read the road from now on. Returns False if the dialler was not let in."""
         if not self.is_open:
             return False
-        self._is_followed = True
+        self.is_followed = True
         self._loop.call_soon(self._read)
         return True
 
@@ -112,7 +113,7 @@ class SimRoad:
         self._is_drained = True
         pending, self.lane.pending = self.lane.pending, []
         self._unread += [each for tick, each in pending if tick != HELD and isinstance(each, bytes)]
-        if self._is_followed:
+        if self.is_followed:
             self._deliver_unread()
 
     def _arrive(self, frame: bytes | Control) -> None:
@@ -120,9 +121,9 @@ class SimRoad:
             return
         if isinstance(frame, Control):
             self._is_over = True
-            if self._is_followed:
+            if self.is_followed:
                 self._read()
-        elif self._is_followed and not self._unread:
+        elif self.is_followed and not self._unread:
             self._deliver(frame)
         else:
             self._unread.append(frame)

@@ -18,6 +18,8 @@ connection that exceeds one of these bounds, and everything that libzmq holds of
   `STRANGER_BYTES`. Before its HELLO is read an honest node sends nothing else, whatever this node's loop
   does meanwhile, so no more than `STRANGER_BYTES` of it may be unread until then. That is less than libzmq
   needs to be kept busy: a frame of two bytes takes 64 in memory until it is read.
+* *Heartbeats.* Where the frames of a peer travel on a local road, heartbeats are all that comes over its
+  connection (`fleetlm.transport.heartbeats`). No frame could ever show that they were taken.
 * *Counts.* `Settings.max_strangers` at a time. Where there are more, those of the address that has most of
   them go first, the oldest first: so the newcomer that is about to shake hands finds a place, however many
   an attacker opens. One address alone may have a quarter; there the latest ones are refused, so that
@@ -40,6 +42,7 @@ from typing import Final
 
 from fleetlm.records import Row
 from fleetlm.settings import Settings
+from fleetlm.transport.heartbeats import MOST_BESIDE_BYTES, Heartbeats
 from fleetlm.transport.tcp import Identity
 from fleetlm.wire.frames import MAX_HANDSHAKE_BYTES
 
@@ -116,13 +119,14 @@ class Accepted:
         was_peer: whether it is or was.
         is_over: whether its frames are dropped, since its connection of two nodes is over.
         is_cut: whether it was ended.
+        heartbeats: bounds what comes, once the frames of its peer travel on a local road.
         mark: see `Bounds._correct`.
         taken: see `Bounds._is_endless`.
     """
 
     __slots__ = (
-        "fd", "identity", "is_cut", "is_introduced", "is_over", "is_peer", "mark", "read_bytes", "said_bytes",
-        "said_frames", "since", "source", "taken", "unread_bytes", "was_peer",
+        "fd", "heartbeats", "identity", "is_cut", "is_introduced", "is_over", "is_peer", "mark", "read_bytes",
+        "said_bytes", "said_frames", "since", "source", "taken", "unread_bytes", "was_peer",
     )  # fmt: skip
 
     def __init__(self, fd: int, identity: Identity | None, now: float) -> None:
@@ -139,6 +143,7 @@ class Accepted:
         self.was_peer: bool = False
         self.is_over: bool = False
         self.is_cut: bool = False
+        self.heartbeats: Heartbeats | None = None
         self.mark: Mark | None = None
         self.taken: Taken = Taken(0, 0)
 
@@ -165,6 +170,7 @@ class Bounds:
         self._unread_bytes = max(settings.unread_bytes, WINDOWS_UNREAD * settings.window_bytes)
         self._stranger_unread_bytes = self._unread_bytes // WINDOWS_UNREAD
         self._unfinished_bytes = settings.max_frame_bytes + DECODED_AT_ONCE
+        self._heartbeat_interval_s = settings.heartbeat_interval_s
         self._crowded_out = 0
         self._told_at = -math.inf
         self._most = max(1, min(settings.max_strangers, max_descriptors // 4))
@@ -194,6 +200,21 @@ class Bounds:
             f"latest one from {ip or 'an unknown address'}: at most {self._most:,} at a time, and "
             f"{self._most_of_ip:,} from one address (Settings.max_strangers)"
         )
+
+    @property
+    def most_of_strangers(self) -> int:
+        """Unread bytes that all strangers may have together while the loop stands still.
+
+        As much as one that has introduced itself: it may be thirty times as much in memory, and the loop has
+        yet to read it.
+        """
+        return self._stranger_unread_bytes
+
+    def most_unread(self, known: Accepted) -> int:
+        """Return how many unread bytes a connection may have. May be called in any thread."""
+        if known.was_peer:
+            return self._unread_bytes
+        return self._stranger_unread_bytes if known.is_introduced else STRANGER_BYTES
 
     @property
     def strangers(self) -> int:
@@ -291,6 +312,18 @@ class Bounds:
             self.forget(worst)
             offences.append((worst, _describe(worst.unread_bytes)))
         return offences
+
+    def moved(self, known: Accepted, now: float, received: int) -> None:
+        """The frames of a peer travel on a local road from now on, and all that had come before were read."""
+        known.heartbeats = Heartbeats(now, received, MOST_BESIDE_BYTES, self._heartbeat_interval_s)
+        known.unread_bytes = 0
+
+    def look_beside(self, known: Accepted, now: float, received: int) -> list[Offence]:
+        """Take what the kernel has counted for a connection whose frames have `moved`."""
+        if known.heartbeats is None or known.heartbeats.take(now, received):
+            return []
+        self.forget(known)
+        return [(known, "it sends more than heartbeats beside its local road, as no fleetlm node does")]
 
     def is_suspect(self, known: Accepted) -> bool:
         """Whether so much of a connection is unread that it may soon be too much."""

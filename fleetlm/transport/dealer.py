@@ -41,6 +41,7 @@ import zmq
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys
+from fleetlm.transport.heartbeats import Heartbeats
 from fleetlm.transport.monitor import (
     CLIENT_EVENTS,
     FAILURES,
@@ -71,10 +72,8 @@ GREETING_S: Final = 0.5
 GREETING_ROUND_TRIPS: Final = 6
 """Where the network is slow: so many times the time that TCP took to connect."""
 MOST_HEARD_BYTES: Final = 2 * MAX_ANSWERS * MAX_ANSWER_BYTES
-"""Bytes that the other end may send at once: its answers, and the handshakes of ZMTP and CURVE."""
-HEARTBEAT_BYTES: Final = 2_048
-"""Bytes that it may send further in one of this node's heartbeat intervals: heartbeats of both have 100. What
-comes beyond that, such as a message without end, would wait in libzmq unseen."""
+"""Bytes that the other end may send at once: its answers, and the handshakes of ZMTP and CURVE. Later it
+sends heartbeats alone."""
 DIAL_SLACK_S: Final = 1.0
 """Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
@@ -93,6 +92,9 @@ class Watcher(Protocol):
 
     def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
         """Stop. Idempotent."""
+
+    def calm(self, fd: int, look: Callable[[int], None]) -> None:
+        """Look only about once a second from now on; nothing else changes. Does nothing after `unwatch`."""
 
 
 class ChannelOwner(Protocol):
@@ -141,15 +143,13 @@ class DealerChannel:
     """
 
     __slots__ = (
-        "_allowed_bytes",
         "_answers",
         "_dialled_at",
         "_failure",
         "_fd",
         "_greeting",
         "_has_cookie",
-        "_heard_at",
-        "_heard_bytes",
+        "_heartbeats",
         "_is_check_scheduled",
         "_is_connected",
         "_loop",
@@ -188,11 +188,10 @@ class DealerChannel:
         self._target = target
         self._settings = settings
         self._has_cookie = keys is not None
-        self._dialled_at = self._heard_at = loop.time()
+        self._dialled_at = loop.time()
+        self._heartbeats = Heartbeats(self._dialled_at, 0, MOST_HEARD_BYTES, settings.heartbeat_interval_s)
         self._watcher = owner.watcher
         self._tcp_fd = -1
-        self._heard_bytes = 0
-        self._allowed_bytes: float = MOST_HEARD_BYTES
         self._answers = 0
         self._is_connected = False
         self._is_check_scheduled = False
@@ -272,6 +271,11 @@ class DealerChannel:
         """Close the channel and report its loss, which something else than ZeroMQ has caused."""
         self.check()  # If it has ended meanwhile, that is the reason.
         self._report_lost(f"{self._where}: {why}")
+
+    def moved(self) -> None:
+        """Frames travel on a local road from now on, which a process of this user has opened."""
+        if self._watcher is not None:
+            self._watcher.calm(self._tcp_fd, self._hear)
 
     def hang_up(self, flush_s: float) -> None:
         """Close the channel; sent frames have ``flush_s`` seconds more to leave if it is open. Idempotent."""
@@ -367,11 +371,7 @@ class DealerChannel:
 
     def _hear(self, received: int) -> None:
         """Count what has come from the other end, and end the channel if no node would send so much."""
-        now, came = self._loop.time(), received - self._heard_bytes
-        earned = (now - self._heard_at) * HEARTBEAT_BYTES / self._settings.heartbeat_interval_s
-        self._allowed_bytes = min(MOST_HEARD_BYTES, self._allowed_bytes + earned) - came
-        self._heard_at, self._heard_bytes = now, received
-        if self._allowed_bytes >= 0 or self._sock.closed:
+        if self._heartbeats.take(self._loop.time(), received) or self._sock.closed:
             return
         self.check()  # If it has ended meanwhile, that is the reason.
         why = f"{self._where}: it sends back more than answers and heartbeats, as no fleetlm node does"

@@ -31,8 +31,8 @@ from fleetlm.transport.tcp import copy_of
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
-FDS_TO_START: Final = 19
-"""Descriptors that must be free at the start: libzmq takes 12, the router 3; the spare ones come on top."""
+FDS_TO_START: Final = 23
+"""Descriptors that must be free at the start: libzmq takes 12, the router 7; the spare ones come on top."""
 FDS_FOR_DIAL: Final = 5
 """A DEALER, both ends of its monitor, the lookup of its source address, and the connection."""
 FDS_KEPT: Final = 16
@@ -160,6 +160,14 @@ class Accepting:
             self._attach(drop_all() if ips == EVERYBODY else drop_from(ips))
         else:
             self._filter(_DETACH_FILTER, struct.pack("i", 0))
+
+    def stop(self) -> None:
+        """Take no connection until `go_on`. May be called in any thread."""
+        self._attach(drop_all())
+
+    def go_on(self) -> None:
+        """Take connections again, but for those that were not taken before `stop`."""
+        self.turn_away(self._turned_away)
 
     def close(self) -> None:
         """Close what this object holds. Idempotent."""

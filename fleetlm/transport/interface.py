@@ -127,6 +127,23 @@ class Transport(Protocol):
         local road that is not followed is dropped: the announcement may have been lost, and leaves a gap.
         """
 
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        """Show every neighbour that can look at it that this node's event loop runs.
+
+        Args:
+            at: the time of the loop.
+            lag_ms: how late the loop was.
+        """
+
+    def shows_ticks(self, channel: int) -> bool:
+        """Whether the peer of a channel sees what `note_tick` notes, so that it needs no frames for that."""
+
+    def read_tick(self, source: bytes) -> tuple[float, int] | None:
+        """Return the time and the lag that a source's node has noted since the last call, if it has.
+
+        The time may be that of another clock, or any other number.
+        """
+
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""
 

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from fleetlm.wire.blobs import Buffer
+from fleetlm.wire.blobs import Buffer, new_buffer
 
 HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
 HEAD_BYTES: Final = HEAD.size
+_size_of: Final = HEAD.unpack_from
 READ_BYTES: Final = 64 * 1024
 """Bytes read in one turn of the loop, unless a longer frame is on its way: a few batches."""
 READ_BYTES_BEHIND_LONG: Final = 1_024
@@ -314,8 +315,12 @@ class FrameReader:
         if self._has_more or self._time.is_over:
             return  # Frames wait that came before, or it is the turn of others.
         began = monotonic()
-        got = self._receive()
-        if got > 0:
+        got, data = self._receive(), self._data
+        if HEAD_BYTES < got == len(data) and got - HEAD_BYTES == _size_of(data)[0] <= self._max_bytes:
+            self._data = b""  # As `_pass_on`, for what is usual: one whole frame has come.
+            self._arrived(data[HEAD_BYTES:], None)
+            self._time.take(monotonic() - began)
+        elif got > 0:
             self._pass_on(began + MAX_READ_S)
             self._time.take(monotonic() - began)
         elif got == 0:
@@ -369,7 +374,7 @@ class FrameReader:
         """Find the memory for a frame that has not come whole; the rest is received straight into it."""
         room = self._room(came, size) if came else None
         if room is None:
-            self._large = Buffer(bytes(size))
+            self._large = new_buffer(size)
             self._view = self._large.getbuffer()
         else:
             self._head, came = came[: size - len(room)], came[size - len(room) :]

@@ -16,6 +16,10 @@ road; this module has the sockets. For the half of A, which sends to B:
 4. A says, as the last frame on the old road, that it changes over (MOVED), and sends on the new one
    (`take`). B reads the new one only when MOVED has come (`follow`), whether or not its turn to be taken has.
 
+With the ticket A gives B a descriptor of its *board* (`fleetlm.transport.tick_board`), and the answer says
+whether B took it. B then finds the ticks of A there, from the change on, and A does not send them
+(`shows_ticks`). A node that knows no boards passes the descriptor over.
+
 So no frame can overtake another, and the numbers in the frames go on: a frame that was lost or came twice
 would end the connection. Where any step fails, nothing is said and the half stays where it is: the peer runs
 on another host or in a container with a network of its own (the address leads nowhere there), it has another
@@ -51,9 +55,11 @@ from functools import partial
 from typing import Final
 
 from fleetlm.settings import Settings
+from fleetlm.transport import tick_board
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.local_frames import FrameReader, FrameWriter, ReadingTime
+from fleetlm.transport.tick_board import Board, OwnBoard, Tick
 from fleetlm.wire.frames import TICKET
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -74,20 +80,27 @@ END_S: Final = 0.5
 """Seconds between the end of a local road and that of its connection. Mostly the peer has ended both, and
 ZeroMQ says so meanwhile, and why."""
 _LET_IN: Final = b"\x01"
+_LET_IN_AND_READS: Final = b"\x02"
+"""The same, and the board that came with the ticket is read."""
+_CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _SO_PEERCRED: Final[int] = getattr(socket, "SO_PEERCRED", 17)
 _CREDENTIALS: Final = struct.Struct("iII")
 """Linux's ``struct ucred``: process, user, group."""
+_FD: Final = struct.Struct("i")
+_FD_SPACE: Final = socket.CMSG_LEN(_FD.size)
+"""Room for one descriptor; the kernel closes further ones that come."""
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 
 
 class _Arrival:
     """A connection that has come, until its ticket is known to be right or wrong."""
 
-    __slots__ = ("sock", "ticket", "until")
+    __slots__ = ("board", "sock", "ticket", "until")
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self.sock: socket.socket = sock
         self.ticket: bytes = b""
+        self.board: Board | None = None
         self.until: float = until
 
 
@@ -117,6 +130,7 @@ class LocalRoads:
         self._descriptors = descriptors
         self.number: int = 0
         self._listening: socket.socket | None = None
+        self._own_board: OwnBoard | None = None
         self._is_accepting = False
         self._loop: asyncio.AbstractEventLoop
         self._listener: Listener
@@ -129,6 +143,8 @@ class LocalRoads:
         """The same the other way round."""
         self._let_in: dict[bytes, socket.socket] = {}
         """Source → its local road, which is not read yet."""
+        self._boards: dict[bytes, Board] = {}
+        """Source → the board of its node."""
         self._reading_time: ReadingTime
         self._readers: dict[bytes, FrameReader] = {}
         self._waiting: dict[int, tuple[int, bytes]] = {}
@@ -142,6 +158,8 @@ class LocalRoads:
         """Channel → the road on which the peer has let it in."""
         self._taken: set[int] = set()
         """Channels whose frames travel there."""
+        self._seen: set[int] = set()
+        """Channels whose peer reads this node's board."""
 
     # The listener.
 
@@ -160,6 +178,10 @@ class LocalRoads:
             sock.close()
             return
         self._listening, self.number = sock, number
+        try:
+            self._own_board = OwnBoard()
+        except (OSError, AttributeError) as error:
+            log.debug("ticks to nodes of this host are frames: %s", error)
 
     def start(
         self,
@@ -203,6 +225,8 @@ class LocalRoads:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        if self._own_board is not None:
+            self._own_board.close()
 
     def close_copies(self) -> None:
         """Close the copies that a forked child has. Its parent's event loop is not touched."""
@@ -214,6 +238,10 @@ class LocalRoads:
         socks += [] if self._listening is None else [self._listening]
         for sock in socks:
             sock.close()
+        boards = [*self._boards.values(), *(each.board for each in self._arrivals), self._own_board]
+        for board in boards:
+            if board is not None:
+                board.close()
 
     def _resume(self) -> None:
         if self._listening is not None and not self._is_accepting:
@@ -282,6 +310,16 @@ class LocalRoads:
         if source in self._readers:
             self._readers[source].mute()
 
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        """Show all neighbours that the loop runs."""
+        if self._own_board is not None:
+            self._own_board.note(at, lag_ms)
+
+    def read_tick(self, source: bytes) -> Tick | None:
+        """Return the tick that the node of a source has noted since the last call; None if it has not."""
+        board = self._boards.get(source)
+        return None if board is None or source not in self._readers else board.read()
+
     def drain(self, source: bytes) -> None:
         """Report what a source has sent before it ended, and forget it.
 
@@ -297,7 +335,7 @@ class LocalRoads:
         self._expected.pop(self._tickets.pop(source, b""), None)
         sock = self._let_in.pop(source, None)
         reader = self._readers.pop(source, None)
-        for each in (sock, reader):
+        for each in (sock, reader, self._boards.pop(source, None)):
             if each is not None:
                 each.close()
 
@@ -308,11 +346,14 @@ class LocalRoads:
         goes with its peer's end and not after `Settings.stranger_s`.
         """
         try:
-            came = arrival.sock.recv(TICKET.size + 1)
+            came, beside, _, _ = arrival.sock.recvmsg(TICKET.size + 1, _FD_SPACE, _CLOSE_ON_EXEC)
         except _AGAIN:
             return
         except OSError:
-            came = b""
+            came, beside = b"", []
+        for level, kind, data in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) == _FD.size:
+                self._take_board(arrival, *_FD.unpack(data))
         if arrival.ticket or len(came) != TICKET.size:
             self._refuse(arrival)
             return
@@ -320,19 +361,36 @@ class LocalRoads:
         if arrival.ticket in self._expected:
             self._admit(arrival)  # Otherwise it waits: the connection may be up at the peer first.
 
+    def _take_board(self, arrival: _Arrival, fd: int) -> None:
+        """Keep the board that has come with a ticket, unless descriptors are short."""
+        board = tick_board.take(fd)
+        try:
+            if arrival.board is None and board is not None:
+                self._descriptors.take(1)
+                arrival.board, board = board, None
+        except OSError:
+            pass
+        if board is not None:
+            board.close()
+
     def _admit(self, arrival: _Arrival) -> None:
         del self._arrivals[arrival]
         self._loop.remove_reader(arrival.sock.fileno())
         source = self._expected.pop(arrival.ticket)
         self._tickets.pop(source)
+        answer = _LET_IN
+        if arrival.board is not None:
+            self._boards[source], answer = arrival.board, _LET_IN_AND_READS
         with contextlib.suppress(OSError):
-            arrival.sock.send(_LET_IN, getattr(socket, "MSG_NOSIGNAL", 0))
+            arrival.sock.send(answer, getattr(socket, "MSG_NOSIGNAL", 0))
         self._let_in[source] = arrival.sock
 
     def _refuse(self, arrival: _Arrival) -> None:
         self._arrivals.pop(arrival, None)
         self._loop.remove_reader(arrival.sock.fileno())
         arrival.sock.close()
+        if arrival.board is not None:
+            arrival.board.close()
 
     def _ended(self, source: bytes, why: str) -> None:
         """A road has ended: everything that came over it was reported, and its connection ends too.
@@ -377,7 +435,9 @@ class LocalRoads:
             sock.connect(_address(number))
             if not _is_own_user(sock):
                 raise PermissionError
-            sock.send(ticket, getattr(socket, "MSG_NOSIGNAL", 0))
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            beside = [] if self._own_board is None else [(*rights, _FD.pack(self._own_board.fd))]
+            sock.sendmsg([ticket], beside, getattr(socket, "MSG_NOSIGNAL", 0))
         except OSError:
             sock.close()
             return
@@ -390,6 +450,10 @@ class LocalRoads:
         if writer is not None:
             self._taken.add(channel)
         return writer
+
+    def shows_ticks(self, channel: int) -> bool:
+        """Whether the peer of a channel finds this node's ticks on its board."""
+        return channel in self._seen and channel in self._taken
 
     def is_behind(self, channel: int) -> bool:
         """Whether frames of a channel wait here, since the peer does not read."""
@@ -406,6 +470,7 @@ class LocalRoads:
         if writer is not None:
             writer.close()
         self._taken.discard(channel)
+        self._seen.discard(channel)
 
     def _read_answer(self, channel: int) -> None:
         """Take the answer of the peer's listener."""
@@ -416,9 +481,11 @@ class LocalRoads:
             return
         except OSError:
             answer = b""
-        if answer != _LET_IN:
+        if answer not in (_LET_IN, _LET_IN_AND_READS):
             self.hang_up(channel)
             return
+        if answer == _LET_IN_AND_READS:
+            self._seen.add(channel)
         del self._requests[channel]
         self._loop.remove_reader(request.sock.fileno())
         self._writers[channel] = FrameWriter(self._loop, request.sock, partial(self._end, channel))

@@ -13,7 +13,8 @@ States of a source::
        └──handshake fails──► refused (a stranger)
 
 A connection that exceeds one of the `fleetlm.transport.bounds` is ended here, and so is that of a source
-with which the node is through (`disconnect`). `fleetlm.transport.sweeps` looks at what has come over them.
+with which the node is through (`disconnect`). `fleetlm.transport.sweeps` looks at what has come over them;
+while the loop stands still, `fleetlm.transport.standstill` does.
 
 Races, and where each is settled:
 
@@ -26,6 +27,8 @@ Races, and where each is settled:
   the connection that was accepted.
 * *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
 * *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` has their sources.
+  One that is forgotten there comes as a new source. Its frames name the descriptor that it had, which may be
+  another connection's by now; one from another address is told apart (`_meet`).
 * *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
   threads in libzmq it may belong to another stranger, which only affects a log line.
 
@@ -38,7 +41,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Final
 
@@ -59,8 +62,9 @@ from fleetlm.transport.sockets import (
     get_int,
     make_router,
 )
+from fleetlm.transport.standstill import Ended, Standstill
 from fleetlm.transport.sweeps import Sweeps
-from fleetlm.transport.tcp import Copies
+from fleetlm.transport.tcp import Copies, count_received
 from fleetlm.wire.frames import Kind
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -76,8 +80,9 @@ MAX_EVENTS_PER_READ: Final = 32
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
 """Seconds after which a source that has ended is reported as lost, even if frames of others still
 arrive so fast that its last frames may be unread."""
-MAX_LOST_SOURCES: Final = 1_024
-"""Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
+MAX_LOST_SOURCES: Final = 16_384
+"""Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first. A crowd
+opens and leaves 10,000 connections in a second, and the frames of one may wait as long."""
 MAX_REFUSED_IPS: Final = 256
 """Strangers' addresses remembered for `REFUSAL_INTERVAL_S`. When there are more, all are forgotten."""
 REFUSAL_INTERVAL_S: Final = 1.0
@@ -142,6 +147,9 @@ class Router:
         self._sweeps = Sweeps(
             loop, self._bounds, self._accepted, self._end_offenders, self._read_soon, lambda: self._drains
         )
+        self._standstill: Standstill | None = None
+        self._accept_again: Callable[[], None] = lambda: None
+        self._events_read = 0
         self._copies: Copies | None = None
         self._is_skipping = False
         self._next_read: asyncio.Handle | None = None
@@ -178,8 +186,40 @@ class Router:
         """Call this with the addresses from which no connection may be accepted; see `Leftovers`."""
         self._leftovers.turn_away = turn_away
 
+    def watch_standstills(
+        self, at: tuple[Sequence[str], int], stop_accepting: Callable[[], None],
+        accept_again: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Have `Standstill` look while the loop stands still.
+
+        Args:
+            at: the addresses at which the node listens (empty: all), and its port.
+            stop_accepting: lets no connection in any more, in any thread.
+            accept_again: undoes that.
+
+        Raises:
+            OSError: there are too few descriptors; nothing was begun.
+        """
+        assert self._monitor is not None
+        self._accept_again = accept_again
+        self._standstill = Standstill(
+            self._loop,
+            at,
+            self._bounds,
+            accepted=self._accepted,
+            dialled=self._sweeps.dialled,
+            waiting=(*self._sweeps.waiting_fds, self._monitor.fd),
+            count_rounds=lambda: self._frames_read + self._events_read + self._sweeps.count,
+            stop_accepting=stop_accepting,
+            ended=self._take_ended,
+        )
+        self._standstill.start()
+
     def close(self) -> None:
         """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""
+        if self._standstill is not None:
+            self._standstill.close()
+            self._standstill = None
         for fd in self._watched_fds:
             self._loop.remove_reader(fd)
         self._watched_fds.clear()
@@ -204,6 +244,16 @@ class Router:
         known = self._sources.get(source)
         if known is not None and not known.is_cut:
             self._bounds.admit(known)
+
+    def moved(self, source: bytes) -> None:
+        """The frames of a source travel on a local road from now on: heartbeats are all that comes here."""
+        known = self._sources.get(source)
+        if known is None or known.heartbeats is not None or self._accepted.get(known.fd) is not known:
+            return
+        received = count_received(known.fd)
+        if received is not None:
+            self._bounds.moved(known, self._loop.time(), received)
+            self._sweeps.calm(known.fd)
 
     def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
         """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
@@ -239,6 +289,7 @@ class Router:
             self._zap_handler.serve()
         self._on_monitor_readable()
         self._read_soon()
+        self._sweeps.recheck()
 
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
 
@@ -369,7 +420,9 @@ class Router:
             ip = str(part.get("Peer-Address"))
         except zmq.ZMQError:
             return None  # an old ZeroMQ, or bytes of a stranger that only look like a frame
-        known = self._accepted.get(fd)
+        known, ip = self._accepted.get(fd), canonical_ip(ip) or ip
+        if known is not None and known.ip not in ("", ip):
+            known = None  # It has the descriptor of the one that sent this frame.
         if known is None:  # the connection was accepted and ended before its frame was read
             known = Accepted(fd, None, self._sweeps.alive_s)
             self._ending[source] = self._new_ending()
@@ -380,7 +433,7 @@ class Router:
             self._report_lost(known.source)
         known.source = source
         self._sources[source] = known
-        self._listener.source_met(source, canonical_ip(ip) or ip)
+        self._listener.source_met(source, ip)
         return known
 
     def _end_drained_sources(self, drained: bool) -> None:
@@ -429,6 +482,7 @@ class Router:
         if self._monitor is None:
             return
         for event, value in self._monitor.read(limit):
+            self._events_read += 1
             if event == zmq.EVENT_ACCEPTED:
                 self._begin_connection(value)
             elif event == zmq.EVENT_DISCONNECTED:
@@ -491,6 +545,27 @@ class Router:
                 self._leftovers.add(known.ip, taken - known.read_bytes)
                 if said := self._leftovers.tell(self._loop.time()):
                     log.warning("%s", said)
+
+    def _take_ended(self, ended: Iterable[Ended]) -> None:
+        """Take note of connections that were ended while the loop stood still, and accept others again."""
+        self._accept_again()
+        for ip, known, is_dialled, taken_bytes, why in ended:
+            if is_dialled:
+                continue  # Its DEALER notices.
+            if known is None:
+                self._leftovers.add(ip, taken_bytes)
+                self._report_refused(ip, why)
+            elif not known.is_cut:
+                known.is_cut, known.is_peer = True, False
+                self._bounds.forget(known)
+                if not known.was_peer:
+                    self._leftovers.add(ip, taken_bytes - known.read_bytes)
+                if known.source is None:
+                    self._report_refused(ip, why)
+                else:
+                    self._listener.source_broke(known.source, why)
+        if said := self._leftovers.tell(self._loop.time()):
+            log.warning("%s", said)
 
     def _new_ending(self) -> tuple[int, float]:
         return _NOT_COUNTED, self._loop.time() + LAST_FRAMES_TIMEOUT_S

@@ -12,7 +12,11 @@ have as much as it likes unread. So a connection is watched for writing too: it 
 each arrival of bytes names it then. One that is not writable, because its other end reads nothing, is found
 by looks at all connections in turn, `LOOKS_IN_TURN` in each sweep.
 
-Everything happens on the node's loop: while that stands still, nothing is ended.
+*Where frames have moved to a local road*, only heartbeats come. They wake nobody: such connections are
+looked at by `Sweeps.recheck`, about once a second. A flood of such a peer is noticed that much later, but a
+local road leads to a process of this node's user, which could stop this node by a signal.
+
+Everything happens on the node's loop: while that stands still, `fleetlm.transport.standstill` looks.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import asyncio
 import contextlib
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from fleetlm.transport.bounds import UNCERTAIN_BYTES, Accepted, Bounds, Offence
@@ -61,6 +65,7 @@ class Sweeps:
     Attributes:
         alive_s: seconds in which this node's loop ran, while sweeps were due.
         is_quiet: whether no sweep is due before something comes.
+        count: how many sweeps there were.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Sweeps:
     ) -> None:
         self.alive_s: float = 0.0
         self.is_quiet: bool = True
+        self.count: int = 0
         self._loop = loop
         self._bounds = bounds
         self._accepted = accepted
@@ -82,8 +88,10 @@ class Sweeps:
         self._count_drains = count_drains
         self._changed: _Epoll | None = None
         """Names the connections over which something has come; None where the system has no ``epoll``."""
+        self._calm: _Epoll | None = None
+        """Likewise those over which heartbeats alone should come; nothing wakes up for them."""
         if sys.platform.startswith("linux"):
-            self._changed = select.epoll()
+            self._changed, self._calm = select.epoll(), select.epoll()
         self._dialled: dict[int, Callable[[int], None]] = {}
         """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._in_turn: Iterator[int] = iter(())
@@ -108,15 +116,45 @@ class Sweeps:
         if self._dialled.get(fd) == look:
             del self._dialled[fd]
 
+    def calm(self, fd: int, look: Callable[[int], None] | None = None) -> None:
+        """Look at a connection in each `recheck` from now on, and not soon after something has come.
+
+        Args:
+            fd: its descriptor; nothing happens if it is another connection's by now.
+            look: what watches it, if this node has dialled it.
+        """
+        if self._changed is None or self._calm is None or (look and self._dialled.get(fd) != look):
+            return
+        with contextlib.suppress(OSError):  # It has ended already.
+            self._changed.unregister(fd)
+            self._calm.register(fd, _EVENTS)
+
+    def recheck(self) -> None:
+        """Look at the calm connections over which something has come. Called about every second."""
+        if self._calm is not None:
+            for fd, _ in self._calm.poll(0, MAX_LOOKS):
+                self._look(fd)
+
+    @property
+    def dialled(self) -> Collection[int]:
+        """The descriptors of this node's own dials."""
+        return self._dialled
+
+    @property
+    def waiting_fds(self) -> list[int]:
+        """A descriptor that is readable while something has come that no sweep has looked at, if any."""
+        return [] if self._changed is None else [self._changed.fileno()]
+
     def close(self) -> None:
         """Stop. Idempotent."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
         self._stop_watching()
-        if self._changed is not None:
-            self._changed.close()
-            self._changed = None
+        for names in (self._changed, self._calm):
+            if names is not None:
+                names.close()
+        self._changed = self._calm = None
 
     def _register(self, fd: int) -> None:
         if self._changed is not None:
@@ -144,6 +182,7 @@ class Sweeps:
         now = self._loop.time()
         self.alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
         self._swept_at, self._next = now, None
+        self.count += 1
         self._end(self._bounds.expire(self.alive_s))
         is_uncertain = is_suspect = False
         named = [] if self._changed is None else [fd for fd, _ in self._changed.poll(0, MAX_LOOKS)]
@@ -171,6 +210,10 @@ class Sweeps:
         known = self._accepted.get(fd)
         if known is None or known.is_cut:
             return None
+        if known.heartbeats is not None:
+            offences = self._bounds.look_beside(known, self._loop.time(), received)
+            self._end(offences)
+            return None if offences else known
         waiting = count_waiting(fd) if received - known.read_bytes > UNCERTAIN_BYTES else None
         offences = self._bounds.look(known, received, waiting, self._count_drains())
         self._end(offences)

@@ -153,6 +153,25 @@ def count_received(fd: int) -> int | None:
         lent.detach()
 
 
+def read_cookie(fd: int) -> bytes | None:
+    """Return the kernel's cookie of a connection; None if this is not known.
+
+    As `count_received` it makes no copy, and keeps the interpreter's lock.
+    """
+    if not KNOWS_RECEIVED:
+        return None
+    try:
+        lent = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    except (OSError, ValueError):
+        return None
+    try:
+        return lent.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+    except OSError:
+        return None
+    finally:
+        lent.detach()
+
+
 def _received(sock: socket.socket) -> int | None:
     if not KNOWS_RECEIVED:
         return None

@@ -72,6 +72,7 @@ from fleetlm.transport.sockets import (
     raise_descriptor_limit,
 )
 from fleetlm.transport.sweeps import Sweeps
+from fleetlm.transport.tick_board import Tick
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -238,6 +239,9 @@ class ZmqTransport:
         self._own_ips = listening.ips
         self._accepting = Accepting(self._own_ips, listening.port)
         self._router.turn_away_with(self._accepting.turn_away)
+        with contextlib.suppress(OSError):  # Without a descriptor left only the loop looks.
+            at = (self._own_ips, listening.port)
+            self._router.watch_standstills(at, self._accepting.stop, self._accepting.go_on)
         self._context = context
         self._port = listening.port
         self._roads.start(self._loop, listener, self.disconnect, self._road_lost)
@@ -372,12 +376,28 @@ class ZmqTransport:
         writer = self._roads.take(channel)
         if writer is not None and channel in self._channels:
             self._senders[channel] = writer
+            self._channels[channel].moved()
         else:
             self._senders.pop(channel, None)
 
     def follow_road(self, source: bytes) -> bool:
         """Report what comes over the local road of a source. Returns False if it was not let in."""
-        return self._roads.follow(source)
+        is_followed = self._roads.follow(source)
+        if is_followed and self._router is not None:
+            self._router.moved(source)
+        return is_followed
+
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        """Show the neighbours that read this node's board that its loop runs."""
+        self._roads.note_tick(at, lag_ms)
+
+    def shows_ticks(self, channel: int) -> bool:
+        """Whether the peer of a channel finds this node's ticks on its board."""
+        return self._roads.shows_ticks(channel)
+
+    def read_tick(self, source: bytes) -> Tick | None:
+        """Return what the node of a source has noted on its board since the last call, or None."""
+        return self._roads.read_tick(source)
 
     def _road_lost(self, channel: int) -> None:
         """The local road of a channel has ended while its DEALER lives."""

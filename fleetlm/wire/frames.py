@@ -55,9 +55,10 @@ guessed."""
 HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
-_BATCH_HEAD: Final = struct.Struct(">BQQBI")
-"""The header, and msgpack's for an array with its length in four bytes."""
-_ARRAY32: Final = 0xDD
+BATCH_HEAD: Final = struct.Struct(">BQQBI")
+"""What stands before the messages of a BATCH: the header, `ARRAY32`, and the number of messages."""
+ARRAY32: Final = 0xDD
+"""msgpack: the first byte of an array whose length is in the next four."""
 TICKET: Final = struct.Struct(">QQ")
 """The epochs of a half and of the other half."""
 CHUNK_HEAD: Final = struct.Struct(">IIQQB")
@@ -228,11 +229,6 @@ def ticket(own_epoch: int, other_epoch: int) -> bytes:
 def header(kind: int, epoch: int, seq: int) -> bytes:
     """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
-
-
-def batch_header(epoch: int, seq: int, count: int) -> bytes:
-    """Build what stands before the messages of a BATCH: the header, and that of their array."""
-    return _BATCH_HEAD.pack(Kind.BATCH, epoch, seq, _ARRAY32, count)
 
 
 def read_header(frame: bytes | memoryview) -> tuple[int, int, int]:

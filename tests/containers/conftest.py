@@ -14,6 +14,7 @@ from tests.containers.cluster import Cluster, docker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def why_no_engine() -> str | None:
@@ -50,3 +51,12 @@ def image(engine: None) -> Iterator[str]:
     Cluster(tag).build()
     yield tag
     docker("image", "rm", "--force", tag, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder into which nodes in containers write."""
+    found = tmp_path / "records"
+    found.mkdir()
+    found.chmod(0o777)  # the node in the container runs as another user
+    return found

@@ -9,6 +9,7 @@ import pytest
 from tests.containers.cluster import HERE, Cluster, docker, eventually, inspect, logs
 from tests.support.patience import allowed_s, stretched
 from tests.system.entity_ledger import DONE_SUFFIX, QUIET, READY_SUFFIX, Account
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,14 +20,6 @@ WORKERS = 5
 UP_S = 30.0
 PAUSE_S = 0.25
 """Within this time 99 of 100 requests have their answers, while hosts leave and come."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    found = tmp_path / "records"
-    found.mkdir()
-    found.chmod(0o777)  # the node in the container runs as another user
-    return found
 
 
 def test_a_rolling_restart_leaves_no_gap_and_fails_no_request(image: str, folder: Path) -> None:
@@ -51,7 +44,7 @@ def test_a_rolling_restart_leaves_no_gap_and_fails_no_request(image: str, folder
             wait_for(folder, READY_SUFFIX, WORKERS + 1 + number)
         (folder / QUIET).touch()
         wait_for(folder, DONE_SUFFIX, 1)
-        account = Account.of_folder(folder)
+        account = Account().take_all(RunRecords(folder).new())
     pauses = {share: round(account.pause_s(share) * 1e3, 1) for share in (0.5, 0.99, 0.999, 1.0)}
     print(f"{len(account.asked)} requests; milliseconds until they ended, by share: {pauses}")
     assert account.complaints() == []

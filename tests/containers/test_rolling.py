@@ -8,6 +8,7 @@ import pytest
 
 from tests.containers.cluster import HERE, Cluster, docker, eventually, inspect, logs
 from tests.system.rolling_ledger import QUIET, Account
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,13 +26,14 @@ class Rolling:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster = cluster
         self.folder = folder
+        self._records, self._account = RunRecords(folder), Account()
         self.starts = NODES
         cluster.scale(NODES)
         self.wait_until_ready()
         self.containers = cluster.containers()
 
     def account(self) -> Account:
-        return Account.of_folder(self.folder)
+        return self._account.take_all(self._records.new())
 
     def wait_until_ready(self) -> None:
         eventually(lambda: self.account().ready, lambda ready: ready >= self.starts, READY_S)
@@ -58,14 +60,6 @@ class Rolling:
         account = self.account()
         print(f"{len(account.asked)} requests, {len(account.ended('unknown'))} in doubt: {account.kinds()}")
         return account
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    found = tmp_path / "records"
-    found.mkdir()
-    found.chmod(0o777)  # the node in the container runs as another user
-    return found
 
 
 def cluster_of(image: str, folder: Path) -> Cluster:

@@ -8,7 +8,7 @@ from tests.long.attacks.__main__ import HOLDERS, ONLY_WITH_COOKIE, STRANGERS, ro
 from tests.long.attacks.lab import COOKIE, Outcome, Phase, lab
 from tests.support.raw_zmtp import has_sodium
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]  # The laboratory has fixed addresses.
 
 QUIET_S, ATTACKED_S = 0.5, 2.0
 MOST_GROWTH_MB = 100

@@ -20,16 +20,19 @@ async def test_stopped_and_continued_again_and_again() -> None:
     await stopped_and_continued(rounds=4)
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(120)
 async def test_the_gil_held_for_twenty_seconds_under_a_flood() -> None:
     await held(seconds=20.0)
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(120)
 async def test_thirty_restarts_within_milliseconds_under_traffic() -> None:
     assert min(await replaced(rounds=30)) < 0.05, "at least one restart must be within 50 ms of the kill"
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(120)
 @pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
 async def test_twenty_crashes_are_seen_at_once(loaded: bool) -> None:
@@ -42,6 +45,7 @@ async def test_a_hundred_reconnects_leave_descriptors_and_memory_flat() -> None:
     await reconnects(count=100, warm_up=20)
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(120)
 async def test_large_messages_for_a_while() -> None:
     await beside(60 * MIB, count=15)

@@ -18,6 +18,7 @@ async def test_a_minute_of_dns_faults_ends_no_connection() -> None:
     await outage(seconds=60.0, each_s=2.0)
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(120)
 async def test_forty_nodes_mesh_within_three_seconds_of_the_first_answer() -> None:
     for _ in range(ATTEMPTS):

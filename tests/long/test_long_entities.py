@@ -28,6 +28,7 @@ MANY = 200
 """Requests without which a story tells nothing. A busy machine is given fewer of them in a second."""
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(180)
 @pytest.mark.parametrize("lease_s", [0.0, LEASE_S], ids=["available", "quorum"])
 def test_rolling_restarts_leave_no_gap_and_fail_no_request(tmp_path: Path, lease_s: float) -> None:
@@ -56,6 +57,7 @@ def test_after_kills_everything_that_was_acknowledged_is_in_the_store(tmp_path: 
     assert len(account.took) > MANY
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(180)
 def test_an_owner_that_was_frozen_is_fenced_before_it_serves(tmp_path: Path) -> None:
     lease_s = min(LEASE_MAX_S, LEASE_S * slowness(1.0))

@@ -13,7 +13,7 @@ from tests.system.program_fleet import STORE, ProgramFleet
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 NODES = range(2, 5)
 SETTLE_S = 1.0
 LEASE_S = 1.5

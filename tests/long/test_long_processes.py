@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,6 +28,8 @@ MEMORY_BYTES = 2_048
 SLACK = 1.15
 """Factor for pages that are allocated and not full."""
 RATIO = 3.0
+SLOWEST_S = 1.0
+"""Processor time in which each of a hundred calls at a time has its answer: a hundred times the usual."""
 PROGRAM = """
 import asyncio, gc, json, time
 from fleetlm import Node
@@ -124,26 +128,48 @@ class Idle(Actor):
         return self.pid.number
 
 
+@contextlib.contextmanager
+def all_frozen() -> Iterator[None]:
+    """Let the garbage collector look at nothing that exists now.
+
+    It takes most of a second to look at all objects of a hundred thousand processes, in the middle of some
+    call, and several times as long beside other work.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()  # As all tests begin; see tests/conftest.py.
+
+
 @pytest.mark.deadline(300)
 async def test_a_ping_to_each_of_a_hundred_thousand_from_another_node() -> None:
-    """Each process has its own window, and no window is left afterwards."""
+    """Each process has its own window, and no window is left afterwards.
+
+    How long a call takes is the processor time of this process, in which both nodes are: other programs of
+    the machine do not count.
+    """
     async with Fleet(static=(2, 3)) as fleet:
         here, there = await fleet.node(2), await fleet.node(3)
         await here.ready(1, 10.0)
         pids = [there.spawn(Idle) for _ in range(COUNT)]
         await asyncio.sleep(0)
-        began, next_pid = time.process_time(), iter(pids)
-        slowest = 0.0
+        next_pid, slowest = iter(pids), 0.0
 
         async def ask(node: Node) -> None:
             nonlocal slowest
             for pid in next_pid:
-                asked_at = time.perf_counter()
+                asked_at = time.process_time()
                 assert await node.ref(Idle, pid).within(30).call(Idle.whoami) == pid.number
-                slowest = max(slowest, time.perf_counter() - asked_at)
+                slowest = max(slowest, time.process_time() - asked_at)
 
-        await asyncio.gather(*(ask(here) for _ in range(100)))
-        took = time.process_time() - began
+        with all_frozen():
+            began = time.process_time()
+            await asyncio.gather(*(ask(here) for _ in range(100)))
+            took = time.process_time() - began
         print(f"{took / COUNT * 1e6:.0f} µs for a call, both sides; the slowest took {slowest * 1e3:.0f} ms")
         async with asyncio.timeout(60):  # Each tick sweeps some of the windows.
             while (
@@ -151,7 +177,7 @@ async def test_a_ping_to_each_of_a_hundred_thousand_from_another_node() -> None:
                 or there._driver.sessions[here.name].arrivals.held
             ):
                 await asyncio.sleep(0.05)
-        assert slowest < 5.0  # A full garbage collection takes Python two thirds of a second here.
+        assert slowest < SLOWEST_S
         assert fleet.downs == []
         ended_at = time.process_time()
         for pid in pids:

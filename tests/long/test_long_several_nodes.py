@@ -78,6 +78,7 @@ async def _form_mesh(ips: list[str], port: int) -> tuple[float, float]:
         return took
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(400)
 async def test_eight_nodes_on_each_of_four_addresses_mesh_as_fast_as_on_addresses_of_their_own() -> None:
     net = f"127.197.{os.getpid() % 251}"

@@ -28,7 +28,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from fleetlm import FleetError, Process, Quorum, handler
+from fleetlm import Quorum, handler
 from fleetlm.entities import hosting
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.hosting import Hosting
@@ -41,9 +41,11 @@ from tests.sim.entity_world import (
     CALM,
     STORMY,
     Append,
+    Appending,
     Ledger,
     Session,
     check_nothing_is_left,
+    ignoring,
     is_at_rest,
 )  # fmt: skip
 
@@ -180,7 +182,7 @@ class Placed(BareNode):
         return " ".join([self.name, *filter(None, what)])
 
 
-class BareWorld:
+class BareWorld(Appending):
     """One run of a seed.
 
     Args:
@@ -197,8 +199,9 @@ class BareWorld:
         self.network = Network(self.times, rng, (0.0002, rng.choice([0.001, 0.02])))
         self.safety: Any = Quorum(EXPECTED, rng.choice([4.0, 8.0, 8.0, 8.0])) if self.has_quorum else safety
         self.network.members = EXPECTED if self.has_quorum else 0
-        self.ledger = BareLedger(is_strict=self.has_quorum or not faults)
+        self.ledger: BareLedger = BareLedger(is_strict=self.has_quorum or not faults)
         self.bosses = BossLedger(is_strict=self.has_quorum or not faults)
+        self.keys = KEYS
         self.has_boss = rng.random() < 0.25
         self.crash_soon = False
         self.shards = rng.choice([1, 4, 8])
@@ -208,7 +211,7 @@ class BareWorld:
         self.serving: dict[str, set[tuple[str, int]]] = {}
         self.wrong: list[str] = []
         self.final: dict[str, list[str]] = {}
-        self.count = self.names = 0
+        self.names = 0
         self.moved = 0
         """How many measured changes there were; see `measured`."""
 
@@ -294,24 +297,7 @@ class BareWorld:
 
     def offer(self, node: BareNode) -> None:
         """Offer the singleton on a node."""
-        bosses, rng = self.bosses, self.rng
-
-        async def boss(process: Process) -> None:
-            run, reads_epoch = bosses.began(node, process.epoch), rng.random() < 0.5
-            try:
-                while True:
-                    await asyncio.sleep(WORK_S)
-                    if reads_epoch:
-                        bosses.acted(run, process.epoch)
-                    if self.crash_soon:
-                        self.crash_soon = False
-                        raise ValueError("as the story wants it")
-            finally:
-                try:
-                    await asyncio.sleep(rng.choice([0.0, 0.01, 0.2]))
-                finally:
-                    run.goes_on = False
-
+        boss = leader_world.boss_of(self, self.bosses, WORK_S)
         node.singletons._offer("boss", boss, (), self.safety, 3.0, 2.0, (3, 60.0, (0.1, 1.0)))
 
     def run(self, node: BareNode, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -319,8 +305,10 @@ class BareWorld:
         return node.loop.within(lambda: node.loop.create_task(work))
 
     def refs(self, node: BareNode) -> EntityRefs[Watched]:
-        """References as a node makes them."""
         return node.entities.ref(Watched, "sessions")
+
+    def is_leaving(self, node: BareNode) -> bool:
+        return node.is_leaving
 
     def end(self, node: Any) -> None:
         """End a node at once; nothing that it does while it ends reaches anybody."""
@@ -360,7 +348,8 @@ class BareWorld:
         """Append to some sessions from nodes that run."""
         awake = [node for node in self.nodes() if not node.loop.is_frozen]
         for _ in range(self.rng.randint(1, 5) if awake else 0):
-            self.append(self.rng.choice(awake))
+            node = self.rng.choice(awake)
+            self.tasks.append((node, self.run(node, self.append(node))))
 
     def change(self, what: str) -> None:
         """Let something happen to the cluster."""
@@ -506,33 +495,6 @@ class BareWorld:
                 node.thawed_at = self.times.now
                 node.loop.thaw(self.rng.choice([self.rng.shuffle, lambda _: None]))
 
-    def append(self, node: BareNode) -> None:
-        """Append to a session from a node, once or several times in a row."""
-        self.tasks.append((node, self.run(node, self.appending(node))))
-
-    async def appending(self, node: BareNode) -> None:
-        rng, key = self.rng, self.rng.choice(KEYS)
-        for _ in range(rng.randint(1, 3)):
-            self.count += 1
-            name = f"{self.count}"
-            entry = self.ledger.appends[name] = Append(key, rng.random() < 0.2)
-            ref = self.refs(node)[key].within(rng.choice([1, 5, 60]) if self.faults else 60)
-            pause_s = rng.choice([0.0, 0.002, 0.3, 2.0])
-            try:
-                if entry.is_cast:
-                    await ref.cast(Watched.append, name, pause_s)
-                    entry.outcome = "accepted"
-                else:
-                    entry.outcome = await ref.call(Watched.append, name, pause_s)
-            except FleetError as error:
-                entry.outcome = error
-                entry.was_left_behind = node.is_leaving
-                return
-            except asyncio.CancelledError:  # Its node has ended.
-                entry.outcome = "nobody knows"
-                entry.was_left_behind = True
-                raise
-
     def do(self, node: BareNode, work: Coroutine[Any, Any, Any], within_s: float = 60.0) -> Any:
         """Have a node do something, and wait for the end."""
         task = self.run(node, work)
@@ -621,14 +583,6 @@ class BareWorld:
         """Look at the singleton when all is quiet."""
         (run,) = [run for run in self.bosses.runs if run.goes_on]
         assert {node.singletons.where("boss") for node in self.nodes()} == {run.node.name}
-
-
-async def ignoring(work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for something that may fail."""
-    try:
-        await work
-    except (FleetError, ValueError):
-        return
 
 
 class _Trace(logging.Handler):

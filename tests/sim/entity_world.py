@@ -150,7 +150,54 @@ class Session(Entity):
         return self.names
 
 
-class World(Disturbed):
+class Appending:
+    """What worlds of sessions have in common: a node appends to them.
+
+    Attributes:
+        keys: of the sessions.
+        count: how many appends there were.
+    """
+
+    rng: random.Random
+    faults: bool
+    ledger: Ledger
+    keys: Sequence[str] = KEYS
+    count = 0
+
+    def refs(self, node: Any) -> EntityRefs[Any]:
+        """References to sessions, as a node makes them."""
+        return node.entities.ref(Session, "sessions")
+
+    def is_leaving(self, node: Any) -> bool:
+        """Whether a node is being stopped."""
+        return bool(node._stopping)
+
+    async def append(self, node: Any) -> None:
+        """Append to a session, once or several times in a row."""
+        rng, key = self.rng, self.rng.choice(self.keys)
+        for _ in range(rng.randint(1, 3)):
+            self.count += 1
+            name = f"{self.count}"
+            entry = self.ledger.appends[name] = Append(key, rng.random() < 0.2)
+            ref = self.refs(node)[key].within(60 if not self.faults else rng.choice([1, 5, 60]))
+            pause_s = rng.choice([0.0, 0.002, 0.3, 2.0])
+            try:
+                if entry.is_cast:
+                    await ref.cast(Session.append, name, pause_s)
+                    entry.outcome = "accepted"
+                else:
+                    entry.outcome = await ref.call(Session.append, name, pause_s)
+            except FleetError as error:
+                entry.outcome = error
+                entry.was_left_behind = self.is_leaving(node)
+                return
+            except asyncio.CancelledError:  # Its node has ended.
+                entry.outcome = "nobody knows"
+                entry.was_left_behind = True
+                raise
+
+
+class World(Disturbed, Appending):
     """One run of a seed.
 
     Args:
@@ -168,7 +215,6 @@ class World(Disturbed):
         self.drains: list[asyncio.Task[Any]] = []
         self.reports: list[DrainReport] = []
         self.idle_s = self.rng.choice([0.2, 2.0, 600.0])
-        self.count = 0
         self.final: dict[str, list[str]] = {}
         """Key → what the session has in the end."""
 
@@ -213,9 +259,6 @@ class World(Disturbed):
         await node.entities.host(
             Session, "sessions", args=(self.ledger,), shards=SHARDS, idle_s=self.idle_s, handoff_s=5
         )
-
-    def refs(self, node: Node) -> EntityRefs[Session]:
-        return node.entities.ref(Session, "sessions")
 
     async def step(self) -> None:
         """Do something, and wait for a moment."""
@@ -279,26 +322,6 @@ class World(Disturbed):
             self.reports.append(await node.drain(LONG_S))
         except FleetError:
             return  # The node was stopped just before.
-
-    async def append(self, node: Node) -> None:
-        """Append to a session, once or several times in a row."""
-        rng, key = self.rng, self.rng.choice(KEYS)
-        for _ in range(rng.randint(1, 3)):
-            self.count += 1
-            name = f"{self.count}"
-            entry = self.ledger.appends[name] = Append(key, rng.random() < 0.2)
-            ref = self.refs(node)[key].within(60 if not self.faults else rng.choice([1, 5, 60]))
-            pause_s = rng.choice([0.0, 0.002, 0.3, 2.0])
-            try:
-                if entry.is_cast:
-                    await ref.cast(Session.append, name, pause_s)
-                    entry.outcome = "accepted"
-                else:
-                    entry.outcome = await ref.call(Session.append, name, pause_s)
-            except FleetError as error:
-                entry.outcome = error
-                entry.was_left_behind = node._stopping
-                return
 
     async def settle(self) -> None:
         """Let everything heal and end."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec
 
-from fleetlm import Call, Node, Process, Settings, StaticDiscovery
+from fleetlm import Call, Down, Node, Pid, Process, Settings, StaticDiscovery
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
 
@@ -83,6 +83,20 @@ async def echo(process: Process) -> None:
                 message.fail(ValueError("as asked"))
             case Call(message=value):
                 message.reply(value)
+
+
+async def reason_of(node: Node, pid: Pid) -> Any:
+    """Wait for the end of a process, and return its reason."""
+    reasons: list[Any] = []
+
+    async def watch(process: Process) -> None:
+        process.monitor(pid)
+        message = await process.receive()
+        assert isinstance(message, Down)
+        reasons.append(message.reason)
+
+    await node.join(node.spawn(watch), 60)
+    return reasons[0]
 
 
 def collector(into: list[Any]) -> Callable[[Process], Coroutine[Any, Any, None]]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fleetlm import CronSlot, FleetError, Node, Process, Quorum
 from fleetlm.leaders.offering import Offering
@@ -86,6 +87,42 @@ class Ledger:
                 run.goes_on = False
 
 
+class Leading(Protocol):
+    """What a singleton asks of its world."""
+
+    rng: random.Random
+    crash_soon: bool
+
+
+def boss_of(world: Leading, ledger: Ledger, work_s: float) -> Callable[[Process], Coroutine[Any, Any, None]]:
+    """Return the singleton of a world.
+
+    Args:
+        world: decides whether it fails.
+        ledger: of its runs.
+        work_s: seconds between two things that a run does.
+    """
+    rng = world.rng
+
+    async def boss(process: Process) -> None:
+        run, reads_epoch = ledger.began(process.node, process.epoch), rng.random() < 0.5
+        try:
+            while True:
+                await asyncio.sleep(work_s)
+                if reads_epoch:  # Else nothing but the kill ends a run that must not go on.
+                    ledger.acted(run, process.epoch)
+                if world.crash_soon:
+                    world.crash_soon = False
+                    raise ValueError("as the story wants it")
+        finally:
+            try:
+                await asyncio.sleep(rng.choice([0.0, 0.01, 0.2]))
+            finally:
+                run.goes_on = False
+
+    return boss
+
+
 class LeaderWorld(Disturbed):
     """One run of a seed.
 
@@ -132,29 +169,13 @@ class LeaderWorld(Disturbed):
 
     def offer(self, node: Node) -> None:
         """Offer the singleton and the job on a node."""
-        ledger, rng = self.ledger, self.rng
+        ledger, rng, boss = self.ledger, self.rng, boss_of(self, self.ledger, 0.1)
 
         async def tick(slot: CronSlot) -> None:
             ledger.ticked(slot)
             await asyncio.sleep(rng.choice([0.0, 0.0, 0.5, 3.0]))
 
-        @node.singleton("boss", safety=self.safety, end_s=2.0, backoff_s=(0.1, 1.0))
-        async def boss(process: Process) -> None:
-            run, reads_epoch = ledger.began(process.node, process.epoch), rng.random() < 0.5
-            try:
-                while True:
-                    await asyncio.sleep(0.1)
-                    if reads_epoch:  # Else nothing but the kill ends a run that must not go on.
-                        ledger.acted(run, process.epoch)
-                    if self.crash_soon:
-                        self.crash_soon = False
-                        raise ValueError("as the story wants it")
-            finally:
-                try:
-                    await asyncio.sleep(rng.choice([0.0, 0.01, 0.2]))
-                finally:
-                    run.goes_on = False
-
+        node.singleton("boss", boss, safety=self.safety, end_s=2.0, backoff_s=(0.1, 1.0))
         node.cron("tick", SLOT_S, tick, missed=rng.choice(["once", "skip"]), safety=self.safety, end_s=1.0)
 
     def home(self) -> Node:

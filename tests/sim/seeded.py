@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -15,6 +17,34 @@ R = TypeVar("R")
 ONE_PORT = SETTINGS.replace(node_ports=(4370, 4370))
 """For scenarios of which hundreds run, and whose nodes have an address each. Up to a third of the processor
 time of a small cluster goes into dials of the other fifteen ports of each address, where nothing listens."""
+
+
+class World(Protocol):
+    """What a seed decides about."""
+
+    async def play(self) -> None:
+        """Play the story, and check what must hold."""
+
+
+@contextlib.contextmanager
+def no_logs() -> Iterator[None]:
+    """Log nothing meanwhile: a story of a cluster has hundreds of lines."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def run_worlds(make: Callable[[int], World], seeds: Iterable[int]) -> None:
+    """Make a world for each seed, and play it on its own loop; as `run_stories`, without logs."""
+
+    async def story(seed: int) -> None:
+        await make(seed).play()
+
+    with no_logs():
+        run_stories(story, seeds)
 
 
 def run_stories(story: Callable[[int], Coroutine[Any, Any, None]], seeds: Iterable[int]) -> None:

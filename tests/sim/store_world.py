@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fleetlm import Fence, MemoryStore, Node, Stored
+from fleetlm import MemoryStore, Node
 from fleetlm.entities.keeping import OUTBID_S
 from tests.sim.entity_world import KEYS, SHARDS, Session, World, ignoring
+from tests.sim.watched_store import WatchedStore, check_appends
 
 
 class StoreWorld(World):
@@ -32,59 +33,33 @@ class StoreWorld(World):
     def __init__(self, seed: int, *, faults: bool, durable: Any = "write") -> None:
         super().__init__(seed, faults=faults)
         self.durable = durable
-        self.store = self.make_store()
-        self.store.on_effect = self.note
-        self.accesses: dict[str, MemoryStore] = {}
-        self.highest: dict[tuple[str, int], int] = {}
-        """Kind and shard → the highest epoch under which the store took anything."""
         self.wrong: list[str] = []
-        self.latency_s = (0.0, self.rng.choice([0.001, 0.02, 0.3]))
-        self.share = self.rng.choice([0.0, 0.02, 0.1])
-
-    def make_store(self) -> MemoryStore:
-        return MemoryStore(rng=self.rng)
-
-    def note(self, kind: str, key: str, fence: Fence, stored: Stored) -> None:
-        """Take down that something took effect."""
-        place = (kind, fence.shard)
-        highest = self.highest.get(place, 0)
-        if fence.epoch < highest:
-            self.wrong.append(f"{kind}/{key}: {stored} under {fence}, and {highest} has been there")
-        self.highest[place] = max(highest, fence.epoch)
+        self.store = WatchedStore(MemoryStore(rng=self.rng), self.rng, self.wrong)
+        share = self.rng.choice([0.0, 0.02, 0.1])
+        if faults:
+            self.store.share, self.store.late = share, 0.5
 
     async def host(self, node: Node) -> None:
-        access = self.accesses[node.name] = self.store.another()
-        access.latency_s = self.latency_s
-        if self.faults:
-            access.failures = access.lost_answers = self.share
-            access.late = 0.5
         await node.entities.host(
             Session, "sessions", args=(self.ledger,), shards=SHARDS, idle_s=self.idle_s, handoff_s=5,
-            store=access, durable=self.durable,
+            store=self.store.open_for(node.name), durable=self.durable,
         )  # fmt: skip
 
     async def crash(self, node: Node) -> None:
         """See `World.crash`. Coroutines of a crashed node run on; the store hears nothing of them."""
-        access = self.accesses.get(node.name)
-        if access is not None:
-            access.is_down = True
+        self.store.close_for(node.name)
         await super().crash(node)
 
     def disturb(self, what: str, node: Node) -> None:
         super().disturb(what, node)
-        access = self.accesses.get(node.name)
-        if access is not None and self.rng.random() < 0.5:
-            access.is_down = True
-            access.is_silent = self.rng.random() < 0.5
+        self.store.disturb(node.name)
 
     def calm_down(self) -> None:
         super().calm_down()
-        for access in self.accesses.values():
-            access.is_down = access.is_silent = False
+        self.store.calm_down([node.name for node in self.nodes()])
 
     async def settle(self) -> None:
-        for access in self.accesses.values():
-            access.failures = access.lost_answers = access.late = 0.0
+        self.store.mend()
         await super().settle()
         for key in KEYS:  # A later owner that has gone is known to the store alone, and is waited for.
             await ignoring(self.refs(self.nodes()[0])[key].call(Session.everything))
@@ -95,8 +70,5 @@ class StoreWorld(World):
         assert not self.wrong, self.wrong
         if self.durable != "write":
             return
-        for name, entry in self.ledger.appends.items():
-            if type(entry.outcome) is int:
-                final = self.final[entry.key]
-                told = f"append {name} to {entry.key} was number {entry.outcome} of {final}; ran {entry.ran}"
-                assert final[entry.outcome - 1 : entry.outcome] == [name], told
+        for key, final in self.final.items():
+            check_appends(self.ledger.appends, key, final)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from fleetlm import FleetError
 from fleetlm.core import shard_plan, shard_table
-from fleetlm.core.quorum import Lease, Votes
+from fleetlm.core.quorum import Lease
 from fleetlm.core.shard_table import ShardTable
 from fleetlm.entities import handoff, seat
 from fleetlm.entities.entity_calls import EntityCalls
@@ -23,7 +22,8 @@ from fleetlm.leaders.family import Family
 from fleetlm.leaders.offering import Offering
 from tests.sim import bare_world
 from tests.sim.bare_stores import BareStoreWorld
-from tests.sim.seeded import most_are_long
+from tests.sim.seeded import most_are_long, no_logs
+from tests.sim.vote_mutants import VOTE_MUTANTS
 
 Patch = pytest.MonkeyPatch
 MUTANT_SEEDS = 200
@@ -31,11 +31,9 @@ MUTANT_SEEDS = 200
 
 
 @pytest.fixture(autouse=True)
-def no_logs() -> Iterator[None]:
-    """Log nothing: a story has hundreds of lines."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+def _no_logs() -> Iterator[None]:
+    with no_logs():
+        yield
 
 
 @pytest.mark.parametrize("first", most_are_long([0, *range(30, 3_500, 120)], 1))
@@ -142,25 +140,6 @@ def _discard_casts(seat: Any, reason: str = "passivated") -> Any:
     return CLOSE(seat, reason)
 
 
-def _vote_at_once(votes: Votes, lease_s: float, now: float) -> None:
-    BEGIN_VOTES(votes, lease_s, now)
-    votes._votes_from = now
-
-
-def _count_half(lease: Lease, expected: int, lease_s: float) -> None:
-    BEGIN_LEASE(lease, expected, lease_s)
-    lease.majority = max(1, expected // 2)
-
-
-def _forget_early(votes: Votes, now: float, node: Any) -> bool:
-    heard = votes._heard.get(node)
-    return heard is None or now - heard.at >= votes._promise_s / 2
-
-
-def _serve_without_a_clock(lease: Lease, shard: int, _now: float) -> bool:
-    return lease._since.get(shard, 1 << 62) <= lease._began.number
-
-
 def _never_lapse(_lease: Lease, _now: float) -> bool:
     return False
 
@@ -197,7 +176,6 @@ async def _repeat_all(calls: EntityCalls, request: Any, timeout_s: float | None,
 
 CALL = EntityCalls.call
 EXCESS, CLOSE = shard_plan.excess, seat.Seat.close
-BEGIN_VOTES, BEGIN_LEASE = Votes.__init__, Lease.__init__
 CALM, STORM, QUORUM = ("available", False), ("available", True), ("quorum", True)
 STORED = {
     "a winner keeps what it has loaded before the loser stored",
@@ -233,10 +211,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[Any, bool]]] = {
     "a winner keeps what it has loaded before the loser stored": (Hosting, "load_anew", _never, STORM),
     "what could not be stored stays without its shard": (Hosting, "stays", _never, STORM),
     "an append with an unknown outcome is repeated": (EntityCalls, "call", _repeat_all, STORM),
-    "a member votes at its start": (Votes, "__init__", _vote_at_once, QUORUM),
-    "a half is a majority": (Lease, "__init__", _count_half, QUORUM),
-    "a silent owner is forgotten early": (Votes, "_is_silent", _forget_early, QUORUM),
-    "an owner does not look at its clock": (Lease, "serves", _serve_without_a_clock, QUORUM),
+    **{rule: (*broken, QUORUM) for rule, broken in VOTE_MUTANTS.items()},
     "a lease that was over goes on": (Lease, "lapsed", _never_lapse, QUORUM),
     "what is granted is claimed at once": (Majority, "acquire", _take_what_is_granted, QUORUM),
     "no majority is asked": (Majority, "acquire", _ask_nobody, QUORUM),

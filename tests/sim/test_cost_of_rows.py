@@ -48,7 +48,7 @@ async def idle(process: Process) -> None:
     await process.receive()
 
 
-@pytest.mark.parametrize(("make", "most"), [(groups, 0.1), (names, 4.1), (monitors, 1.1), (links, 1.1)])
+@pytest.mark.parametrize(("make", "most"), [(groups, 0.1), (names, 4.1), (monitors, 0.1), (links, 0.1)])
 def test_a_row_of_a_peer_is_few_objects_for_the_collector(
     make: Make, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

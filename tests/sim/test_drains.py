@@ -5,16 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.drains import World
-from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.seeded import most_are_long, run_worlds
 
 BLOCK = 4
 
 
 def play(first: int, *, faults: bool, count: int = BLOCK) -> None:
-    async def story(seed: int) -> None:
-        await World(seed, faults=faults).play()
-
-    run_stories(story, range(first, first + count))
+    run_worlds(lambda seed: World(seed, faults=faults), range(first, first + count))
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
@@ -33,7 +32,7 @@ from fleetlm.telemetry import CallEnded
 from fleetlm.testing import Fleet
 from fleetlm.wire.invocation import Invoke
 from tests.sim.entity_world import World
-from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.seeded import most_are_long, run_worlds
 
 
 class Session(Entity):
@@ -813,22 +812,11 @@ async def test_what_cannot_be_hosted_is_refused(fleet: Fleet) -> None:
         await nodes[0].entities.ref(Session, "s")["a"].call(Session.read)
 
 
-def play(faults: bool) -> Any:
-    async def story(seed: int) -> None:
-        logging.disable(logging.CRITICAL)
-        try:
-            await World(seed, faults=faults).play()
-        finally:
-            logging.disable(logging.NOTSET)
-
-    return story
-
-
 @pytest.mark.parametrize("first", most_are_long(range(0, 100, 2), 1))
 def test_no_acknowledged_append_is_lost_while_nodes_come_and_leave_in_order(first: int) -> None:
-    run_stories(play(faults=False), range(first, first + 2))
+    run_worlds(lambda seed: World(seed, faults=False), range(first, first + 2))
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 100, 2), 1))
 def test_an_append_runs_at_most_once_and_in_the_end_all_agree_whatever_fails(first: int) -> None:
-    run_stories(play(faults=True), range(first, first + 2))
+    run_worlds(lambda seed: World(seed, faults=True), range(first, first + 2))

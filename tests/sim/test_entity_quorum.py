@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from fleetlm import EntityRefs, Node, NotOwner, ProcessDown, Quorum, RemoteError
-from fleetlm.core.quorum import Lease, MemberKey, Votes
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.majority import Majority
 from fleetlm.testing import Fleet
 from fleetlm.wire.invocation import to_host
 from tests.sim import quorum_members
 from tests.sim.quorum_world import QuorumWorld
-from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.seeded import most_are_long, run_worlds
 from tests.sim.test_entities import Session, key_on
+from tests.sim.vote_mutants import VOTE_MUTANTS
 
 LEASE_S = 4.0
 
@@ -182,17 +179,9 @@ async def test_a_member_that_speaks_in_the_name_of_another_one_is_refused_and_lo
     assert await refs[key].call(Session.append, "y") == 2
 
 
-async def story(seed: int) -> None:
-    logging.disable(logging.CRITICAL)
-    try:
-        await QuorumWorld(seed).play()
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 @pytest.mark.parametrize("first", most_are_long(range(40), 1))
 def test_no_entity_lives_twice_at_any_instant_whatever_fails(first: int) -> None:
-    run_stories(story, [first])
+    run_worlds(QuorumWorld, [first])
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 3_000, 200), 1))
@@ -201,46 +190,10 @@ def test_no_two_members_serve_a_shard_at_an_instant_by_their_votes_and_leases_al
     assert acquired > 600
 
 
-def never_waits(self: Votes, lease_s: float, now: float) -> None:
-    """A member that has just started votes at once."""
-    BEGIN(self, lease_s, now)
-    self._votes_from = now
-
-
-def counts_half(self: Lease, expected: int, lease_s: float) -> None:
-    """A half is taken for a majority."""
-    LEASE(self, expected, lease_s)
-    self.majority = max(1, expected // 2)
-
-
-def forgets_early(self: Votes, now: float, node: MemberKey) -> bool:
-    """A member takes a node for silent before the lease of that node is over."""
-    heard = self._heard.get(node)
-    return heard is None or now - heard.at >= quorum_members.LEASE_S * 0.7
-
-
-def serves_on(self: Lease, shard: int, now: float) -> bool:
-    """A node does not look at its clock."""
-    return self._since.get(shard, 1 << 62) <= self._began.number
-
-
-BEGIN, LEASE = Votes.__init__, Lease.__init__
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "mutant"),
-    [
-        (Votes, "__init__", never_waits),
-        (Lease, "__init__", counts_half),
-        (Votes, "_is_silent", forgets_early),
-        (Lease, "serves", serves_on),
-    ],
-)
-def test_each_rule_is_needed(
-    monkeypatch: pytest.MonkeyPatch, kind: type, name: str, mutant: Callable[..., Any]
-) -> None:
+@pytest.mark.parametrize("rule", VOTE_MUTANTS)
+def test_each_rule_is_needed(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     """Most of the other rules have their tests in tests/unit/core/test_quorum.py."""
-    monkeypatch.setattr(kind, name, mutant)
+    monkeypatch.setattr(*VOTE_MUTANTS[rule])
     with pytest.raises(AssertionError, match=r"is served by|serves a former life"):
         sum(quorum_members.play(seed) for seed in range(600))
 

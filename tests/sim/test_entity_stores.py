@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,7 +26,7 @@ from fleetlm import (
     handler,
 )
 from fleetlm.testing import Fleet
-from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.seeded import most_are_long, run_worlds
 from tests.sim.store_world import StoreWorld
 
 
@@ -643,25 +642,14 @@ def test_a_failure_names_its_store() -> None:
 # Stories.
 
 
-def play(*, faults: bool, durable: Any = "write") -> Any:
-    async def story(seed: int) -> None:
-        logging.disable(logging.CRITICAL)
-        try:
-            await StoreWorld(seed, faults=faults, durable=durable).play()
-        finally:
-            logging.disable(logging.NOTSET)
-
-    return story
-
-
 @pytest.mark.parametrize("first", most_are_long(range(0, 80, 2), 1))
 def test_with_a_store_no_acknowledged_append_is_lost_whatever_fails(first: int) -> None:
-    run_stories(play(faults=True), range(first, first + 2))
+    run_worlds(lambda seed: StoreWorld(seed, faults=True), range(first, first + 2))
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 40, 2), 1))
 def test_with_a_store_nothing_fails_while_nodes_come_and_leave_in_order(first: int) -> None:
-    run_stories(play(faults=False), range(first, first + 2))
+    run_worlds(lambda seed: StoreWorld(seed, faults=False), range(first, first + 2))
 
 
 @pytest.mark.long
@@ -669,4 +657,4 @@ def test_with_a_store_nothing_fails_while_nodes_come_and_leave_in_order(first: i
 @pytest.mark.parametrize("faults", [False, True])
 @pytest.mark.parametrize("first", range(0, 16, 4))
 def test_stories_of_states_that_are_stored_later(first: int, faults: bool, durable: Any) -> None:
-    run_stories(play(faults=faults, durable=durable), range(first, first + 4))
+    run_worlds(lambda seed: StoreWorld(seed, faults=faults, durable=durable), range(first, first + 4))

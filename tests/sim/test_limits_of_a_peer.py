@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from fleetlm import Call, Down, Exit, Node, Pid, Process, TooManyNames, WouldBlock
 from fleetlm.testing import SimCluster, run
+from tests.sim.seeded import no_logs
 
 LIMIT = 8
 
@@ -18,9 +18,8 @@ LIMIT = 8
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Silence the log: connections end on purpose here."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+    with no_logs():
+        yield
 
 
 def story(told: Any, **settings: Any) -> None:

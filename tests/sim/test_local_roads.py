@@ -161,6 +161,29 @@ def test_a_node_whose_loop_stands_still_is_busy_and_stays_connected() -> None:
     on_one_machine(story)
 
 
+def test_a_neighbour_is_busy_as_soon_without_frames_that_say_so() -> None:
+    """Both nodes look at each other's ticks; no frame travels while nothing happens."""
+
+    async def story(cluster: SimCluster, one: Node, two: Node) -> None:
+        await asyncio.sleep(30)
+        settings, loop = cluster.settings, asyncio.get_running_loop()
+        sent = cluster.network.counters.frames_sent
+        await asyncio.sleep(2.5 * settings.tick_s)
+        assert cluster.network.counters.frames_sent - sent <= 2, "they tell each other of nodes now and then"
+        began = loop.time()
+        cluster.stall(B)
+        async with asyncio.timeout(60):
+            while not one.list("busy"):
+                await asyncio.sleep(0.01)
+        silent_s = loop.time() - began
+        assert settings.busy_after_s - settings.tick_s <= silent_s <= settings.busy_after_s + settings.tick_s
+        cluster.unstall(B)
+        await asyncio.sleep(2 * settings.tick_s)
+        assert one.list("busy") == []
+
+    on_one_machine(story)
+
+
 def test_a_goodbye_over_the_local_road_is_read(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 

@@ -8,12 +8,14 @@ import random
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, strategies as st
 
+from fleetlm.testing import loop as loop_module
 from fleetlm.testing.loop import (
     Deadlock,
     LeftOver,
@@ -26,7 +28,7 @@ from fleetlm.testing.loop import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -540,18 +542,54 @@ def test_errors_are_one_tree() -> None:
         assert issubclass(kind, SimulationError)
 
 
+@pytest.fixture
+def nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a program that does not call `gc.freeze`; these tests have frozen all that was imported."""
+    monkeypatch.setattr(loop_module, "_FORMER_RUNS", loop_module._FormerRuns())
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_is_frozen")
 def test_a_run_freezes_older_objects_and_gives_back_only_what_it_froze() -> None:
     async def frozen() -> int:
         return gc.get_freeze_count()
 
     before = gc.get_freeze_count()
-    assert run(frozen()) > before
-    assert gc.get_freeze_count() <= before, "the run has unfrozen what it froze"
+    for _ in range(2):
+        assert run(frozen()) > before
+        assert gc.get_freeze_count() <= before, "the run has unfrozen what it froze"
     gc.freeze()
-    try:
-        own = gc.get_freeze_count()
-        kept = [[] for _ in range(1_000)]
-        assert run(frozen()) >= own + len(kept), "objects made since are not scanned either"
-        assert gc.get_freeze_count() >= own, "what the program has frozen stays frozen"
-    finally:
-        gc.unfreeze()
+    own = gc.get_freeze_count()
+    kept = [[] for _ in range(1_000)]
+    assert run(frozen()) >= own + len(kept), "objects made since are not scanned either"
+    assert gc.get_freeze_count() >= own, "what the program has frozen stays frozen"
+
+
+@pytest.mark.usefixtures("nothing_is_frozen")
+def test_a_run_inside_another_one_leaves_frozen_what_the_outer_one_froze() -> None:
+    async def nothing() -> None: ...
+
+    before = gc.get_freeze_count()
+    for _ in range(2):
+        with loop_module.isolated(0):
+            outer = gc.get_freeze_count()
+            run(nothing())
+            assert gc.get_freeze_count() >= outer
+        assert gc.get_freeze_count() <= before
+
+
+class Cycle:
+    """Lives until garbage is collected."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_what_a_run_has_left_is_collected_where_the_program_has_frozen_its_objects() -> None:
+    async def nothing() -> None: ...
+
+    left = weakref.ref(Cycle())
+    run(nothing())
+    assert left() is None, "the run would have frozen it for good"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from fleetlm import (
 )
 from fleetlm.testing.network import SimTransport
 from tests.sim.fleet import A, B, C, Fleet, collector, echo, simulated
+from tests.sim.seeded import no_logs
 
 KIB = 1024
 NARROW = {
@@ -381,10 +381,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
         await asyncio.gather(*calls, return_exceptions=True)
         traces.append(list(fleet.net.trace))
 
-    logging.disable(logging.CRITICAL)
-    try:
+    with no_logs():
         story()
         story()
-    finally:
-        logging.disable(logging.NOTSET)
     assert traces[0] == traces[1]

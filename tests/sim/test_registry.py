@@ -19,7 +19,6 @@ from fleetlm import (
     Call,
     Child,
     Claim,
-    Down,
     Exit,
     FleetError,
     InvalidName,
@@ -43,6 +42,7 @@ from fleetlm.core import name_table
 from fleetlm.directory import replication
 from fleetlm.directory.registry import Event
 from fleetlm.testing import SimCluster, run
+from tests.sim.fleet import reason_of
 from tests.sim.seeded import ONE_PORT, most_are_long
 
 SETTLE_S = 1.0
@@ -73,20 +73,6 @@ def keeper(into: list[Any], *, trap: bool = False) -> Any:
             into.append(message)  # noqa: PERF401  # it never ends, and is looked at meanwhile
 
     return keep
-
-
-async def reason_of(node: Node, pid: Pid) -> Any:
-    """Wait for the end of a process, and return its reason."""
-    reasons: list[Any] = []
-
-    async def watch(process: Process) -> None:
-        process.monitor(pid)
-        message = await process.receive()
-        assert isinstance(message, Down)
-        reasons.append(message.reason)
-
-    await node.join(node.spawn(watch), 60)
-    return reasons[0]
 
 
 def read(subscription: fleetlm.directory.subscriptions.Subscription[Event]) -> list[Event]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ from fleetlm.messages import MessageTypes
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.testing import SimCluster, run
 from fleetlm.wire.codec import Codec
-from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
+from tests.sim.seeded import ONE_PORT, most_are_long, no_logs, run_stories
 
 KINDS = ["plain", "link", "monitor"]
 
@@ -48,9 +47,8 @@ KINDS = ["plain", "link", "monitor"]
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Silence the log: processes crash on purpose here."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+    with no_logs():
+        yield
 
 
 async def child(process: Process, *first: Any) -> None:

@@ -36,7 +36,7 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 5), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 4), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 
@@ -48,7 +48,7 @@ def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "seeds",
-    most_are_long(blocks(range(NEIGHBOURS, NEIGHBOURS + 10), Kind.NEIGHBOURS, 5), 1),
+    most_are_long(blocks(range(NEIGHBOURS, NEIGHBOURS + 10), Kind.NEIGHBOURS, 3), 1),
     ids=named,
 )
 def test_chaos_where_nodes_share_a_machine(seeds: list[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from fleetlm.entities import kinds
 from fleetlm.leaders import offering as offering_module, run_restarts
 from fleetlm.testing import Fleet
 from tests.sim.leader_world import LeaderWorld, offering
-from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.seeded import most_are_long, run_worlds
 
 LEASE_S = 4.0
 SEEDS = 1
@@ -587,27 +586,20 @@ async def test_a_call_that_may_have_run_is_not_repeated(fleet: Fleet) -> None:
     assert asked == 1
 
 
-def story(safety: Safety, *, faults: bool) -> Any:
-    async def play(seed: int) -> None:
-        logging.disable(logging.CRITICAL)
-        try:
-            await LeaderWorld(seed, safety, faults=faults).play()
-        finally:
-            logging.disable(logging.NOTSET)
-
-    return play
+def play(safety: Safety, first: int, *, faults: bool) -> None:
+    run_worlds(lambda seed: LeaderWorld(seed, safety, faults=faults), range(first, first + SEEDS))
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_without_faults_one_runs_at_a_time_and_epochs_grow(first: int) -> None:
-    run_stories(story("available", faults=False), range(first, first + SEEDS))
+    play("available", first, faults=False)
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_with_a_quorum_one_runs_at_any_instant_and_epochs_grow_whatever_fails(first: int) -> None:
-    run_stories(story("quorum", faults=True), range(first, first + SEEDS))
+    play("quorum", first, faults=True)
 
 
 @pytest.mark.parametrize("first", most_are_long(range(0, 60, SEEDS), 1))
 def test_available_comes_to_one_run_in_the_end_whatever_fails(first: int) -> None:
-    run_stories(story("available", faults=True), range(first, first + SEEDS))
+    play("available", first, faults=True)

@@ -9,7 +9,7 @@ from tests.sim.soak import blocks, play_all, play_all_short
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(126, 252), 7), 3), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(126, 252), 7), 2), ids=named)
 def test_soak(seeds: range) -> None:
     play_all_short(seeds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from fleetlm.entities.keeping import Keeper
 from fleetlm.entities.storing import Storing
 from fleetlm.stores import memory
 from fleetlm.testing import run
+from tests.sim.seeded import no_logs
 from tests.sim.store_world import StoreWorld
 
 SEEDS = 60
@@ -93,13 +93,10 @@ def test_a_broken_rule_is_noticed(
     mutant: Callable[[pytest.MonkeyPatch], None], faults: bool, durable: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
-    logging.disable(logging.CRITICAL)
-    try:
+    with no_logs():
         for seed in range(SEEDS):
             try:
                 run(StoreWorld(seed, faults=faults, durable=durable).play(), seed=seed)
             except Exception:  # noqa: BLE001  # it was noticed
                 return
-    finally:
-        logging.disable(logging.NOTSET)
     pytest.fail(f"{SEEDS} stories do not notice it")

@@ -13,7 +13,6 @@ import pytest
 from fleetlm import (
     Actor,
     Child,
-    Down,
     InvalidName,
     Node,
     Pid,
@@ -25,6 +24,7 @@ from fleetlm import (
 )
 from fleetlm.core.restarts import Strategy
 from fleetlm.testing import SimCluster, run
+from tests.sim.fleet import reason_of
 
 
 class Log(list[str]):
@@ -65,20 +65,6 @@ def story(told: Any, count: int = 1) -> None:
 
     logging.disable(logging.CRITICAL)
     run(main())
-
-
-async def ended(node: Node, pid: Pid) -> Any:
-    """Wait for the end of a process, and return its reason."""
-    reasons: list[Any] = []
-
-    async def watch(process: Process) -> None:
-        process.monitor(pid)
-        message = await process.receive()
-        assert isinstance(message, Down)
-        reasons.append(message.reason)
-
-    await node.join(node.spawn(watch), 60)
-    return reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +122,7 @@ def test_too_many_restarts_end_the_supervisor_and_all_its_children_in_reverse_or
         log = Log()
         plan = Supervisor(log.specs("a", "b", "c"), max_restarts=2, period_s=5, backoff_s=(0.001, 0.001))
         pid = node.spawn(plan)
-        reason = asyncio.create_task(ended(node, pid))
+        reason = asyncio.create_task(reason_of(node, pid))
         for _crash in range(3):
             await asyncio.sleep(0.1)
             log.clear()
@@ -187,7 +173,7 @@ def test_a_child_that_does_not_end_in_time_is_killed() -> None:
         await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
         node.exit(pid, "shutdown")
-        assert await ended(node, pid) == "shutdown"
+        assert await reason_of(node, pid) == "shutdown"
         took_s = asyncio.get_running_loop().time() - began
         assert 2.0 <= took_s < 2.5
         assert node.processes() == []
@@ -239,7 +225,7 @@ def test_only_its_parent_or_a_node_ends_a_supervisor() -> None:
             node.spawn(stranger, reason)
             await asyncio.sleep(0.1)
         assert log == ["+a"]
-        reason = asyncio.create_task(ended(node, pids[0]))  # type: ignore[assignment]
+        reason = asyncio.create_task(reason_of(node, pids[0]))  # type: ignore[assignment]
         await asyncio.sleep(0.1)
         await node.send(above, "end it")
         assert await reason == "enough"  # type: ignore[misc]
@@ -267,7 +253,7 @@ def test_a_nested_supervisor_has_the_time_that_its_children_need() -> None:
             pid = node.spawn(nested(shutdown_s))
             await asyncio.sleep(0.1)
             node.exit(pid, "shutdown")
-            assert await ended(node, pid) == "shutdown"
+            assert await reason_of(node, pid) == "shutdown"
             assert log.take() == left
         await asyncio.sleep(30)
 
@@ -280,7 +266,7 @@ def test_a_worker_has_five_seconds_by_default() -> None:
         await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
         node.exit(pid, "shutdown")
-        assert await ended(node, pid) == "shutdown"
+        assert await reason_of(node, pid) == "shutdown"
         assert 5.0 <= asyncio.get_running_loop().time() - began < 5.5
 
     story(told)
@@ -503,9 +489,9 @@ def test_an_init_that_fails_is_tried_again_and_counts() -> None:
         await asyncio.sleep(5)
         assert log.take() == ["?a", "?a", "+b", "?a", "+a"], "b starts when the first init of a has failed"
         node.exit(pid)
-        assert await ended(node, pid) == "shutdown"
+        assert await reason_of(node, pid) == "shutdown"
         pid = node.spawn(Supervisor([Child("a", Slow, (log, "a", ["never"] * 9))], backoff_s=(0.0, 0.0)))
-        assert await ended(node, pid) == "shutdown"
+        assert await reason_of(node, pid) == "shutdown"
         assert log.take()[-4:] == ["?a"] * 4
 
     story(told)

@@ -47,6 +47,11 @@ class FakeTransport:
         self.disconnected: list[tuple[bytes, float]] = []
         self.let_in: set[bytes] = set()
         """Sources with a local road that is not followed."""
+        self.noted_ticks: list[tuple[float, int]] = []
+        self.shown_to: set[int] = set()
+        """Channels whose peers see the ticks that this node notes."""
+        self.seen_ticks: dict[bytes, tuple[float, int]] = {}
+        """Source → what its node has noted."""
         self.followed: list[bytes] = []
         self.broken = False
 
@@ -80,6 +85,15 @@ class FakeTransport:
     def follow_road(self, source: bytes) -> bool:
         self.followed.append(source)
         return source in self.let_in
+
+    def note_tick(self, at: float, lag_ms: int) -> None:
+        self.noted_ticks.append((at, lag_ms))
+
+    def shows_ticks(self, channel: int) -> bool:
+        return channel in self.shown_to
+
+    def read_tick(self, source: bytes) -> tuple[float, int] | None:
+        return self.seen_ticks.pop(source, None)
 
     def take(self) -> list[bytes]:
         frames, self.frames = self.frames, []

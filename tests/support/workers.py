@@ -10,6 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONGEST = (
+    "tests/long/test_long_rolling.py",
+    "tests/long/test_long_connections.py",
+    "tests/long/test_long_discovery.py",
+    "tests/long/test_long_hostile_peer.py",
+    "tests/long/test_long_processes.py",
     "tests/sim/test_seeds.py",
     "tests/transport/test_strangers.py",
     "tests/sim/test_soak_a.py",
@@ -19,12 +24,14 @@ LONGEST = (
     "tests/system/test_real_blocking.py",
     "tests/sim/test_pytest_plugin.py",
     "tests/conformance/test_conformance.py",
+    "tests/system/test_chat_example.py",
     "tests/sim/test_remote_spawn.py",
     "tests/system/test_programs_end.py",
     "tests/unit/test_benchmarks.py",
     "tests/system/test_demo.py",
     "tests/system/test_real_strangers.py",
     "tests/system/test_examples.py",
+    "tests/sim/test_seeds_dns.py",
 )
 """The files that take ten seconds and more: the longest early, and those that compute beside those that wait.
 One worker runs all tests of a file, so one of these that began last would run alone at the end."""

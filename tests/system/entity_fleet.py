@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.support.patience import slowness
 from tests.system.entity_ledger import DONE_SUFFIX, QUIET, SUFFIX, Account
 from tests.system.program_fleet import LEAVE_S, UP_S, ProgramFleet
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,7 @@ class EntityFleet(ProgramFleet):
             nodes,
             {"ENTITY_FOLDER": str(folder), "ENTITY_NODES": str(len(nodes)), **env},
         )
+        self._records, self._account = RunRecords(folder), Account()
         self.calls_per_s = calls_per_s / slowness(1.0)
 
     def env_of(self, number: int) -> dict[str, str]:
@@ -45,7 +47,7 @@ class EntityFleet(ProgramFleet):
 
     def account(self) -> Account:
         """Read what all nodes have written so far."""
-        return Account.of_folder(self.folder)
+        return self._account.take_all(self._records.new())
 
     def wait_until_back(self, number: int) -> None:
         """Return when a node that was started has met all others, and an entity lives there.

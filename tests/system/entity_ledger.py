@@ -21,11 +21,10 @@ import json
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 SUFFIX = ".jsonl"
 READY_SUFFIX = ".ready"
@@ -74,14 +73,11 @@ class Account:
     begins: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     lines: dict[str, list[str]] = field(default_factory=dict)
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> Account:
-        """Read the records of all runs. A torn last line, which a SIGKILL may leave, is passed over."""
-        account = cls()
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                account.take(path.name.removesuffix(SUFFIX), *json.loads(text))
-        return account
+    def take_all(self, records: Iterable[tuple[str, list[Any]]]) -> Self:
+        """Take records, each with the run of a node that wrote it. Returns itself."""
+        for run, record in records:
+            self.take(run, *record)
+        return self
 
     def take(self, node: str, at: float, what: str, key: str, request: str, detail: Any) -> None:
         """Take one record of a node."""

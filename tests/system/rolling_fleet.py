@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.system.program_fleet import LEAVE_S, UP_S, ProgramFleet
 from tests.system.rolling_ledger import QUIET, Account
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ class RollingFleet(ProgramFleet):
         env = {"ROLLING_FOLDER": str(folder), "ROLLING_NODES": str(len(NODES))}
         super().__init__(folder, "rolling_worker:main", NODES, env)
         self.env["ROLLING_FIXED"] = " ".join(self.fleet.name(each) for each in NODES)
+        self._records, self._account = RunRecords(folder), Account()
         self.calls_per_s = calls_per_s
 
     def env_of(self, number: int) -> dict[str, str]:
@@ -43,7 +45,7 @@ class RollingFleet(ProgramFleet):
 
     def account(self) -> Account:
         """Read what all nodes have written so far."""
-        return Account.of_folder(self.folder)
+        return self._account.take_all(self._records.new())
 
     def wait_until_ready(self) -> None:
         """See `ProgramFleet`; the records say it."""

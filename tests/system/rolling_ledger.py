@@ -20,10 +20,10 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
 
 SUFFIX = ".jsonl"
 QUIET = "quiet"
@@ -57,14 +57,11 @@ class Account:
     ready: int = 0
     quiet: int = 0
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> Account:
-        """Read the records of all runs. A torn last line, which a SIGKILL may leave, is passed over."""
-        account = cls()
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                account.take(*json.loads(text))
-        return account
+    def take_all(self, records: Iterable[tuple[str, list[Any]]]) -> Self:
+        """Take records, each with the run of a node that wrote it. Returns itself."""
+        for _, record in records:
+            self.take(*record)
+        return self
 
     def take(self, _at: float, what: str, request: str, detail: str) -> None:
         """Take one record."""

@@ -8,33 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
 
-from fleetlm import Entity, Fence, Node, Settings, SQLiteStore, VersionConflict, handler
+from benchmarks.entity_echo import CountEntity
+from fleetlm import Fence, Node, Settings, SQLiteStore, VersionConflict
 
 ONE = Fence(0, 1)
 
 
-class Numbers(Entity):
-    """Counts."""
-
-    async def load(self, state: Any) -> None:
-        self.count: int = state or 0
-
-    async def save(self) -> Any:
-        return self.count
-
-    @handler
-    async def add(self) -> int:
-        self.count += 1
-        return self.count
-
-
 async def appends(path: str) -> None:
     async with SQLiteStore(path) as store, Node.start(Settings()) as node:
-        refs = await node.entities.host(Numbers, "numbers", store=store, settle_s=0.0, shards=4)
+        refs = await node.entities.host(CountEntity, "numbers", store=store, settle_s=0.0, shards=4)
         while True:
-            print(await refs["n"].call(Numbers.add), flush=True)
+            print(await refs["n"].call(CountEntity.add), flush=True)
 
 
 async def counts(path: str, times: int) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import pytest
 
 from fleetlm import Node, Process, Settings
-from fleetlm.transport import local_roads
+from fleetlm.transport import local_roads, tick_board
 from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.local_frames import HEAD, FrameReader
@@ -260,6 +260,178 @@ async def test_a_dealer_whose_frames_travel_on_a_road_is_looked_at_now_and_then(
             a.transport._recheck_channels(100.0 + moment * RECHECK_S)
         assert looks.count(on_zmq) == RECHECKS_ON_ROADS
         assert looks.count(on_road) == 1
+
+
+@contextmanager
+def sweeps_of(a: Station, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """When the sweeps of a station took place."""
+    watcher = a.transport.watcher
+    assert watcher is not None
+    swept: list[float] = []
+    sweep = watcher._sweep
+
+    def note() -> None:
+        swept.append(asyncio.get_running_loop().time())
+        sweep()
+
+    monkeypatch.setattr(watcher, "_sweep", note)
+    yield swept
+    monkeypatch.setattr(watcher, "_sweep", sweep)
+
+
+async def until_quiet(a: Station) -> None:
+    async with asyncio.timeout(5):
+        while a.transport.watcher is None or not a.transport.watcher.is_quiet:
+            await asyncio.sleep(0.01)
+
+
+async def test_heartbeats_beside_a_local_road_wake_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves of the connection have moved; on the network the heartbeats make sweeps due."""
+    async with station(node_timeout_s=0.8) as a, station(node_timeout_s=0.8) as b:
+        there, back = await a.reach(b), await b.reach(a)
+        await b.introduce(back, a)  # It is no stranger any more.
+        counts = []
+        for is_moved in (False, True):
+            if is_moved:
+                await a.move(there, b)
+                await b.move(back, a)
+            await until_quiet(a)
+            await asyncio.sleep(0.1)
+            await until_quiet(a)
+            with sweeps_of(a, monkeypatch) as swept:
+                await asyncio.sleep(0.7)
+            counts.append(len(swept))
+        assert counts[0] >= 2
+        assert counts[1] == 0
+        assert a.send(there, b"still there")
+        await b.seen.until("frame")
+
+
+async def test_a_peer_that_sends_beside_its_local_road_is_ended_with_the_next_recheck() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        await until_quiet(b)
+        dealer = a.transport._channels[channel]
+        assert dealer.send(bytes(40_000))
+        await b.seen.until("frame")
+        assert b.transport._router is not None
+        b.transport._router.recheck()
+        assert b.seen.all("broke") == []
+        assert dealer.send(bytes(40_000))
+        gone, why = await b.seen.until("broke")
+        assert gone == source
+        assert why == "it sends more than heartbeats beside its local road, as no fleetlm node does"
+
+
+async def test_what_a_dialled_node_sends_back_beside_the_local_road_is_bounded_too() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        await until_quiet(a)
+        assert b.transport._router is not None
+        b.transport._router._sock.send_multipart([source, bytes(20_000_000)])  # type: ignore[union-attr]
+        lost, why = await a.seen.until("lost")
+        assert lost == channel
+        assert "sends back more than answers and heartbeats" in why or "the connection ended" in why
+
+
+# ── ticks without frames ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_neighbours_see_each_others_ticks_once_the_road_is_used() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        source = await a.agree(channel, b)
+        a.transport.note_tick(5.0, 1)
+        assert not a.transport.shows_ticks(channel), "its frames do not travel there yet"
+        assert b.transport.read_tick(source) is None, "nor are they read"
+        assert a.send(channel, MOVED)
+        a.transport.take_road(channel)
+        await followed(b, source)
+        assert a.transport.shows_ticks(channel)
+        assert b.transport.read_tick(source) == (5.0, 1)
+        assert b.transport.read_tick(source) is None
+        a.transport.note_tick(6.0, 0)
+        assert b.transport.read_tick(source) == (6.0, 0)
+        a.transport.hang_up(channel)
+        assert not a.transport.shows_ticks(channel)
+        await b.seen.until("gone")
+        assert b.transport.read_tick(source) is None
+        assert b.transport._roads._boards == {}
+
+
+@pytest.mark.parametrize("older", ["the dialler", "the listener"])
+async def test_a_node_that_has_no_board_or_knows_none_gets_frames(
+    older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with station() as a, station() as b:
+        if older == "the dialler":
+            monkeypatch.setattr(a.transport._roads, "_own_board", None)
+        else:
+            monkeypatch.setattr(tick_board, "take", os.close)
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        await followed(b, source)
+        a.transport.note_tick(5.0, 1)
+        assert not a.transport.shows_ticks(channel)
+        assert b.transport.read_tick(source) is None
+        assert a.send(channel, b"a tick")
+        await b.seen.until("frame")
+
+
+async def test_a_machine_without_such_memory_has_local_roads_without_boards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", missing)
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        await a.move(channel, b)
+        a.transport.note_tick(5.0, 1)
+        assert not a.transport.shows_ticks(channel)
+
+
+async def test_boards_of_those_who_are_not_let_in_are_closed() -> None:
+    async with station() as b:
+        before = descriptors()
+        pipe = os.pipe()
+        board = tick_board.OwnBoard()
+        for fd, shown in ((pipe[0], TICKET), (board.fd, TICKET), (board.fd, b"short")):
+            with caller(b) as sock:
+                socket.send_fds(sock, [shown], [fd, fd])
+                if shown == TICKET:
+                    socket.send_fds(sock, [b"more"], [fd])
+                assert await ended(sock)
+        board.close()
+        for fd in pipe:
+            os.close(fd)
+        async with asyncio.timeout(5):
+            while descriptors() > before:
+                await asyncio.sleep(0.01)
+
+
+async def test_without_spare_descriptors_a_board_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with station() as a, station() as b:
+        take = b.transport._descriptors.take
+        free = [1]
+
+        def take_one(count: int) -> None:
+            if not free:
+                raise OSError(errno.EMFILE, "")
+            free.pop()
+            take(count)
+
+        channel = await a.reach(b)
+        source, ticket = await a.introduce(channel, b), os.urandom(16)
+        monkeypatch.setattr(b.transport._descriptors, "take", take_one)
+        b.transport.expect_road(source, ticket)
+        a.transport.open_road(channel, b.transport.road, ticket)
+        assert await a.seen.until("road") == (channel,)
+        assert b.transport._roads._boards == {}
+        assert not a.transport._roads._seen
 
 
 # ── strangers of this host ───────────────────────────────────────────────────────────────────────

@@ -16,7 +16,8 @@ import pytest
 import zmq
 
 from fleetlm.transport.bounds import ENDLESS, STRANGER_FRAMES
-from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES, ZERO_COPY_BYTES
+from fleetlm.transport.dealer import MOST_HEARD_BYTES, ZERO_COPY_BYTES
+from fleetlm.transport.heartbeats import HEARTBEAT_BYTES
 from fleetlm.transport.router import MORE_PARTS
 from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
 from fleetlm.wire.frames import Kind
@@ -303,7 +304,7 @@ async def test_heartbeats_of_a_dialled_node_are_not_too_much() -> None:
         await asyncio.sleep(1.5)
         assert a.seen.all("lost") == []
         await carries(a, channel, b, b"after some heartbeats")
-        assert dealer._allowed_bytes > MOST_HEARD_BYTES - HEARTBEAT_BYTES
+        assert dealer._heartbeats.allowed_bytes > MOST_HEARD_BYTES - HEARTBEAT_BYTES
 
 
 # ── time and counts ──────────────────────────────────────────────────────────────────────────────
@@ -575,6 +576,7 @@ CHUNK = bytes((Kind.CHUNK,))
 async def test_a_chunk_of_a_peer_may_have_a_tail_and_all_of_it_is_counted() -> None:
     async with station() as a, station() as b:
         channel = await b.reach(a)
+        await b.introduce(channel, a)
         sizes = (1, 300, ZERO_COPY_BYTES, 10 * ZERO_COPY_BYTES)
         for size in sizes:
             assert b.send(channel, CHUNK + b"head", memoryview(bytes(size)))

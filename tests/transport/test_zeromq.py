@@ -695,6 +695,7 @@ async def test_a_transport_leaves_neither_descriptors_nor_threads() -> None:
         cookie = "sixteen characters"
         async with station(cookie=cookie) as a, station(cookie=cookie) as b:
             channel = await a.reach(b)
+            await a.introduce(channel, b)  # A stranger whose first frame is so long would be refused.
             a.send(channel, b"x" * 100_000)
             await b.seen.until("frame")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.system.entity_ledger import REFUSED, UNKNOWN, Account, line
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +99,7 @@ def test_only_after_kills_may_numbers_have_gaps_or_a_request_no_outcome() -> Non
 def test_the_records_of_all_runs_are_read_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a-1.jsonl").write_bytes(line("asked", "s-1", "r-1") + line("unknown", "s-1", "r-1", "why"))
     (tmp_path / "b-2.jsonl").write_bytes(line("run", "s-1", "r-1", 7) + line("run", "s-1", "r-1", 7)[:-5])
-    account = Account.of_folder(tmp_path)
+    account = Account().take_all(RunRecords(tmp_path).new())
     assert list(account.asked) == ["r-1"]
     assert [(run.node, run.epoch) for run in account.runs["s-1"]] == [("b-2", 7)]
     assert "why" in account.complaints()[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.system.rolling_ledger import Account, line
+from tests.system.run_records import RunRecords
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ def test_only_after_kills_may_a_request_have_no_certain_outcome(more: list[tuple
 def test_the_records_of_all_runs_are_read_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a-1.jsonl").write_bytes(line("asked", "a-1") + line("failed", "a-1", "why"))
     (tmp_path / "b-2.jsonl").write_bytes(line("run", "a-1") + line("run", "a-1")[:-5])
-    account = Account.of_folder(tmp_path)
+    account = Account().take_all(RunRecords(tmp_path).new())
     assert account.asked == {"a-1"}
     assert account.ran == {"a-1": 1}
     assert "why" in account.complaints()[0]

@@ -307,8 +307,10 @@ def test_some_groups_are_found_without_looking_at_all_of_them() -> None:
     for name in ("d", "b", "a", "c"):
         groups.joined(name, [here(1)])
     assert groups.count == 4
-    assert [name for name, _ in groups.first(2, 100)] == ["a", "b"]
     assert [name for name, _ in groups.first(2, 2)] == ["b", "d"], "only the oldest two are looked at"
+    assert [name for name, _ in groups.first(2, 100)] == ["a", "b"]
+    assert groups.members("c")
+    assert [name for name, _ in groups.first(4, 4)] == ["a", "b", "c", "d"], "none is there twice"
     assert list(groups.first(1, 100)[0][1]) == [here(1)]
 
 

@@ -21,6 +21,7 @@ from fleetlm.messaging import backlog, inbound
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
+from fleetlm.runtime import driver
 from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, TICKED_EACH_TIME, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.runtime.last_words import LAST_WORDS_S
@@ -340,6 +341,43 @@ async def test_a_timer_that_is_early_does_not_tick_twice() -> None:
 
 
 @virtual
+async def test_a_peer_that_sees_the_ticks_gets_the_first_one_alone() -> None:
+    """With its first tick a peer knows that all has come that was sent before."""
+    rig = Rig()
+    channel, _ = rig.bring_up()
+    rig.transport.shown_to.add(channel)
+    rig.driver.start()
+    await asyncio.sleep(4.5)
+    assert rig.operations(Op.TICK) == [[Op.TICK, 0, None]]
+    assert len(rig.transport.noted_ticks) >= 4
+    rig.transport.shown_to.clear()
+    await asyncio.sleep(2)
+    assert len(rig.operations(Op.TICK)) == 2
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_a_tick_that_is_seen_counts_as_one_that_came() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver.start(ticks_with_host=True)
+    peer = rig.kernel.topology.peers[THERE]
+    stall = rig.driver.sessions[THERE]._stall
+    loop = SimLoop.current()
+    await asyncio.sleep(5.5 - loop.time() % 1)
+    assert peer.is_busy
+    for noted, heard_s in [(-0.1, -0.1), (-7.0, -1.0), (math.inf, 0.0), (-math.inf, -1.0)]:
+        began = math.floor(loop.time()) + 1.0
+        rig.transport.seen_ticks[source] = began + noted, 12
+        await asyncio.sleep(1)
+        assert peer.last_heard == pytest.approx(began + heard_s, abs=0.001), noted
+        assert (peer.is_busy, peer.lag_ms) == (False, 12)
+        assert stall._ticked_at == pytest.approx(began, abs=0.001)
+    assert rig.service.ticks == [], "it does not say that anything else has come"
+    rig.driver.leave("done")
+
+
+@virtual
 async def test_many_peers_get_a_tick_in_every_second_interval() -> None:
     rig = Rig()
     for number in range(TICKED_EACH_TIME):
@@ -506,7 +544,7 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
     rig = Rig()
     _, source = rig.bring_up()
     _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     signals = [[Op.SIGNAL, n, None] for n in range(3)]
     rig.batch(source, *signals)
     rig.batch(source, ["sink", "behind"])
@@ -526,7 +564,8 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
 async def test_after_a_turn_of_what_peers_sent_the_rest_of_the_node_has_the_loop() -> None:
     clock = [100.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inbound, "monotonic", lambda: clock[0])
+        for module in (inbound, driver):
+            patch.setattr(module, "monotonic", lambda: clock[0])
         patch.setattr(backlog, "thread_time", lambda: clock[0])
         rig = Rig(turn_s=0.002)
         _, source = rig.bring_up()
@@ -573,7 +612,7 @@ async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_le
     session = rig.driver.sessions[THERE]
     answered, waits = (SimLoop.current().create_future() for _ in range(2))
     session.calls.update({1: answered, 2: waits})
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     rig.batch(source, operations.reply(1, "in time"))
     rig.batch(source, operations.settled([], 0))
@@ -668,7 +707,7 @@ async def test_a_second_announcement_is_refused_though_it_waits_behind_the_first
 async def test_a_lost_channel_whose_peer_said_nothing_more_ends_the_session_behind_what_came() -> None:
     rig = Rig()
     channel, source = rig.bring_up()
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     rig.driver.channel_lost(channel, "connection closed")
     rig.transport.broken = True
@@ -835,7 +874,7 @@ async def test_a_peer_that_ignores_its_window_while_it_waits_is_cut_and_another_
     rig = Rig()
     _, source = rig.bring_up()
     rig.driver._backlog._max_bytes = 10_000
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     for _ in range(9):
         rig.batch(source, ["sink", bytes(1_000)])
@@ -851,7 +890,7 @@ async def test_a_peer_that_ignores_its_window_while_it_waits_is_cut_and_another_
 async def test_a_malformed_message_in_the_rest_of_a_frame_ends_the_session() -> None:
     rig = Rig()
     _, source = rig.bring_up()
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, [Op.SIGNAL, 0, None], [99, 1, 2], ["sink", 1])
     assert THERE in rig.driver.sessions
     await turns(5)

@@ -18,6 +18,7 @@ from fleetlm.transport.bounds import (
     Bounds,
     Offence,
 )
+from fleetlm.transport.heartbeats import MOST_BESIDE_BYTES
 from fleetlm.transport.tcp import Identity
 
 MIB = 2**20
@@ -331,3 +332,30 @@ def test_a_frame_that_waited_already_proves_nothing() -> None:
     line.come(frames=40)
     line.look()
     assert line.known.unread_bytes == 40 * 11
+
+
+# Beside a local road.
+
+
+def test_heartbeats_beside_a_local_road_never_end_a_peer() -> None:
+    """No frame shows that they were read, and after some days they are more than a message may have."""
+    limits = bounds()
+    known = peer(limits)
+    known.read_bytes = 5_000
+    limits.moved(known, 0.0, 6_000)
+    for hour in range(1, 10 * 24):
+        received = 6_000 + hour * 3_600 * 50
+        assert limits.look_beside(known, hour * 3_600.0, received) == []
+        assert known.unread_bytes == 0
+        assert not limits.is_suspect(known)
+    assert received > 20 * MIB
+
+
+def test_a_peer_that_sends_beside_its_local_road_ends() -> None:
+    limits = bounds()
+    known = peer(limits)
+    limits.moved(known, 0.0, 6_000)
+    assert limits.look_beside(known, 1.0, 6_000 + MOST_BESIDE_BYTES) == []
+    [(ended, why)] = limits.look_beside(known, 1.0, 10_000 + MOST_BESIDE_BYTES)
+    assert ended is known
+    assert "beside its local road" in why

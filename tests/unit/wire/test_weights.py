@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -167,16 +167,6 @@ WORST: dict[str, Callable[[int], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def _own_garbage() -> Iterator[None]:
-    """Let collections look at new objects only: pytest has millions, which take a fifth of a second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("_own_garbage")
 @pytest.mark.parametrize("kind", WORST)
 def test_no_kind_of_value_takes_more_than_two_and_a_half_times_what_it_weighs(kind: str) -> None:
     count = 500
