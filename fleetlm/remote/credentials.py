@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket. Every node needs this; the rest of the remote shell may be off."""
+"""Who is at the other end of a Unix socket: for the remote shell, and for the health of nodes without it."""
 
 from __future__ import annotations
 
