@@ -182,7 +182,7 @@ def test_a_message_that_is_broken_off_leaves_nothing_for_the_next_one(
     def break_off(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr("fleetlm.wire.codec.check_memoryview", break_off)
+    monkeypatch.setattr("fleetlm.wire.arrays.check_memoryview", break_off)
     value = [BIG, memoryview(b"")]
     with pytest.raises(error):
         codec.pack([value], value)
