@@ -27,8 +27,8 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Hashable
-from typing import NamedTuple
 
+from fleetlm.records import Row
 from fleetlm.wire.blobs import MAX_BLOBS, MIN_BLOB_BYTES, Hold, Packed, Parcel
 from fleetlm.wire.frames import BadFrame, Chunk
 
@@ -36,7 +36,7 @@ MAX_TRANSFERS = 16_384
 """Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
 
 
-class AnswerLane(NamedTuple):
+class AnswerLane(Row):
     """The sender of the answers to one request of the peer: its items in order, and then its end."""
 
     ref: int
@@ -265,7 +265,7 @@ class Lanes:
             self.is_behind = self.answer_bytes >= self._answer_limit_bytes
 
 
-class Whole(NamedTuple):
+class Whole(Row):
     """A large message that has come."""
 
     envelope: bytes

@@ -41,7 +41,6 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import read_array, read_numpy, split
 from fleetlm.wire.blobs import Hold
 from fleetlm.wire.extensions import (
     SCALARS,
@@ -52,6 +51,7 @@ from fleetlm.wire.extensions import (
     Shapes,
     Unreadable,
     explained,
+    split,
     too_deep,
     unreadable_in,
 )
@@ -560,6 +560,8 @@ class Decoder:
     def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
         """Make an array, of numpy or not."""
         try:
+            from fleetlm.wire.arrays import read_array, read_numpy  # noqa: PLC0415  # most programs get none
+
             if code == Ext.NUMPY:
                 return read_numpy(head, items)
             return read_array(head, self._pieces(items))

@@ -36,13 +36,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 3
@@ -169,7 +169,7 @@ class IAm(Record):
     """As in a HELLO."""
 
 
-class Chunk(NamedTuple):
+class Chunk(Row):
     """A piece of a large message.
 
     The content of a large message is its envelope, a msgpack array as in a batch, and then its *blobs*: bytes
