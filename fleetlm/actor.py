@@ -24,14 +24,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
-from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect, name_of
+from fleetlm.actors.handlers import NO_HANDLERS, Handlers, check_unused, collect, name_of
 from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
 from fleetlm.messaging.windows import local_units
-from fleetlm.process_pool import ProcessPool
 from fleetlm.stream import Stream
 from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.node import Node
     from fleetlm.process import Process
+    from fleetlm.process_pool import ProcessPool
     from fleetlm.processes.owned import Timer
 
 P = ParamSpec("P")
@@ -222,7 +221,7 @@ class Actor:
         process = self.process
         if process._is_gone:  # a base class of ours
             raise RuntimeError(f"the actor {process.pid} has ended, and its thread with it")
-        blocking = process._services.blocking
+        blocking = process._services.blocking()
         return await blocking.in_own_thread(process.pid, function, *args, **kwargs)
 
     def stream_blocking(
@@ -243,7 +242,7 @@ class Actor:
         if getattr(type(self), "thread", False) is not True:  # A handler may have that name.
             return self.node.stream_blocking(generator, *args, **kwargs)
         process = self.process
-        blocking = process._services.blocking
+        blocking = process._services.blocking()
         source = blocking.generate(generator, args, kwargs, local_units, process.pid)
         return Stream(source, asyncio.get_running_loop())
 
@@ -255,9 +254,10 @@ class Actor:
         self, initializer: Callable[..., object] | None = None, /, *args: Any, processes: int = 1
     ) -> ProcessPool:
         """Return worker processes that end with this actor; see `Node.process_pool`."""
+        from fleetlm.process_pool import ProcessPool  # noqa: PLC0415  # most actors need none
+
         process = self.process
-        blocking = process._services.blocking
-        return ProcessPool(blocking, initializer, args, processes, process.pid)
+        return ProcessPool(process._services.blocking(), initializer, args, processes, process.pid)
 
     # For the runtime.
 
@@ -293,15 +293,3 @@ class Actor:
                 "init() on, not in the constructor"
             )
         return self.__run
-
-
-def check_unused(function: object) -> None:
-    """Refuse an actor object that runs already, or has run. Raises: RuntimeError."""
-    if type(function) is FunctionType:
-        return  # The usual case, without the question to an abstract class.
-    if isinstance(function, Actor) and vars(function).get("_Actor__run") is not None:
-        name = type(function).__qualname__
-        raise RuntimeError(
-            f"this {name} object has been run, and an actor object runs once: spawn the class, "
-            f"node.spawn({name}, *args), or make another object"
-        )

@@ -19,9 +19,10 @@ import os
 import re
 import stat
 from collections.abc import Mapping, MutableMapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from fleetlm.errors import SettingsError
+from fleetlm.records import Row
 from fleetlm.setting_parsers import Refused
 
 COOKIE_MIN_LENGTH: Final = 16
@@ -43,7 +44,7 @@ _VARIABLES: Final = ("FLEETLM_COOKIE", "FLEETLM_COOKIE_OLD")
 """The variables that hold a cookie themselves."""
 _ALLOWED: Final = f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the same on every node"
 _HARD: Final = f"{COOKIE_MIN_LENGTH} or more characters that nobody can guess, the same on every node"
-_WORDS = re.compile(
+_WORDS: Final = (
     r"password|passwort|passwd|change[-_ ]?me|replace[-_ ]?me|secret|letmein|welcome|admin|root|default"
     r"|example|test|cookie|cluster|fleetlm|iloveyou|monkey|dragon|master|super|token|shared|private|company"
     r"|server|node|production|staging|docker|kubernetes|python|erlang|this|that|key"
@@ -65,7 +66,7 @@ _taken: dict[str, str] = {}
 """Variable → the value that `take_cookies` has taken out of the environment of this process."""
 
 
-class Cookies(NamedTuple):
+class Cookies(Row):
     """The cookies of an environment.
 
     Attributes:
@@ -116,7 +117,7 @@ def _find_period(text: str) -> int:
 def _drop_words(text: str) -> str:
     """Remove well-known words, however they are spelt."""
     kept, end = "", 0
-    for word in _WORDS.finditer(text.translate(_LETTERS)):
+    for word in re.finditer(_WORDS, text.translate(_LETTERS)):
         kept += text[end : word.start()]
         end = word.end()
     return kept + text[end:]

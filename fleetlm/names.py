@@ -32,7 +32,7 @@ MAX_IP_LENGTH = 64
 MAX_PROCESS_NAME_LENGTH = 255
 """Characters of a process name: enough for a session id with a prefix, short enough for a log line."""
 
-_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_MAX_PORT_DIGITS = 5
 
 
 class Address(NamedTuple):
@@ -110,7 +110,9 @@ def parse_address(text: str) -> tuple[str, int | None] | None:
     if bare is not None:
         return bare, None
     host, colon, digits = text.strip().rpartition(":")
-    if not colon or not _PORT.fullmatch(digits) or not 1 <= int(digits) <= MAX_PORT:
+    if not (colon and digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_PORT_DIGITS):
+        return None
+    if not 1 <= int(digits) <= MAX_PORT:
         return None
     ip = canonical_ip(host)
     if ip is None or (":" in host) != host.startswith("["):

@@ -25,8 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
-from fleetlm.actor import check_unused
-from fleetlm.actors.handlers import ActorObject, check_actor
+from fleetlm.actors.handlers import ActorObject, check_actor, check_unused
 from fleetlm.actors.ref import ActorRef, Goal, goal_of
 from fleetlm.actors.refs import ActorRefs, goals_of
 from fleetlm.actors.starting import start
@@ -41,13 +40,11 @@ from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
-from fleetlm.process_pool import ProcessPool
 from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.draining import DrainSource
 from fleetlm.runtime.info import DrainReport, NodeInfo
-from fleetlm.runtime.own_info import own_info
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
@@ -64,6 +61,7 @@ if TYPE_CHECKING:
     from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.entities.kinds import Entities
     from fleetlm.messaging.targets import Target
+    from fleetlm.process_pool import ProcessPool
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
     from fleetlm.processes.running import AnyFunction, ProcessFunction, ProcessObject
@@ -337,7 +335,7 @@ class Node(OffersLeaders):
         parts.remote_spawn.pace.close()
         parts.changes.announce()
         parts.user_functions.close()
-        await asyncio.gather(self._threads.close(), parts.blocking.close())
+        await asyncio.gather(self._threads.close(), parts.close_blocking())
         log.info("node %s stopped: %s", self.name, reason)
         if parts.log_guard is not None:
             parts.log_guard.stop()
@@ -391,6 +389,8 @@ class Node(OffersLeaders):
             InvalidName: ``name`` is not a node name.
         """
         if name is None or name == self.name:
+            from fleetlm.runtime.own_info import own_info  # noqa: PLC0415  # few programs look
+
             return own_info(self._parts, self._listening)
         name = canonical_node(name, self.settings.base_port)
         rows = self._parts.kernel.topology.info(self._loop.time())
@@ -1163,6 +1163,8 @@ class Node(OffersLeaders):
             TypeError: the initializer cannot be sent to another process.
             NodeStopped: this node has been stopped.
         """
+        from fleetlm.process_pool import ProcessPool  # noqa: PLC0415  # most programs need none
+
         return ProcessPool(self._parts.blocking, initializer, args, processes)
 
     # Internals.

@@ -42,7 +42,8 @@ class ProcessServices(Record):
     signals: Signals
     remote_spawn: RemoteSpawn
     mailbox_limit: int
-    blocking: Blocking
+    blocking: Callable[[], Blocking]
+    """Returns the pools for functions that block, which are made at the first use."""
     turns: Turns
     taps: Taps = field(default_factory=Taps)
     failures: FailureLog = field(default_factory=FailureLog)

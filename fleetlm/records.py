@@ -1,4 +1,4 @@
-"""Records: frozen dataclasses with slots, whose methods are made at their first use.
+"""Records and rows: frozen dataclasses and named tuples, whose methods are made at their first use.
 
 `dataclasses.dataclass` compiles the methods of a class when the class is defined, which takes about a
 millisecond; the modules of a node have more than sixty such classes, and a program that starts a node uses a
@@ -17,17 +17,26 @@ same class and the same fields, and they can be hashed, copied, pickled and matc
 class when they are first looked up there, and take its place in the class. So an object costs what an object
 of a dataclass costs, or less: a field is set through its slot.
 
-Source: dataclasses of Python; differs: made at the first use, and ``ClassVar``, ``InitVar`` and keyword-only
-fields are not known, and a record does not add fields to those of another one.
+A `Row` is a named tuple in the same way: `typing.NamedTuple` takes seven times as long to define one. Type
+checkers see a NamedTuple, whose methods it has.
+
+Source: dataclasses and collections.namedtuple of Python; differs: made at the first use, and ``ClassVar``,
+``InitVar`` and keyword-only fields are not known, and neither adds fields to those of another one.
 """
 
 from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable
+from collections import namedtuple
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, FrozenInstanceError, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+
+if TYPE_CHECKING:
+    from typing import NamedTuple as Row
+
+__all__ = ["MAX_ROW_FIELDS", "Record", "Row"]
 
 
 class _Late:
@@ -37,13 +46,13 @@ class _Late:
         make: sets the attribute, and perhaps others, in the class that it is given.
     """
 
-    def __init__(self, make: Callable[[type[Record]], None]) -> None:
+    def __init__(self, make: Callable[[Any], None]) -> None:
         self._make = make
 
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, record: Record | None, cls: type[Record]) -> Any:
+    def __get__(self, record: object, cls: type) -> Any:
         self._make(cls)
         return getattr(cls if record is None else record, self._name)
 
@@ -151,3 +160,63 @@ class Record(metaclass=_RecordType):
 
     def __replace__(self, **changes: Any) -> Any:
         return type(self)(**{name: getattr(self, name) for name in self.__match_args__} | changes)
+
+
+MAX_ROW_FIELDS = 12
+"""Of one row."""
+_Items = namedtuple("_Items", "a b c d e f g h i j k l")  # noqa: PYI024  # as many fields as a row may have
+_GETTERS = tuple(vars(_Items)[name] for name in "abcdefghijkl")
+"""Descriptors of the items of any tuple, by their index: one named tuple is defined for all rows."""
+
+
+def _make_new(cls: Any) -> None:
+    """Compile ``__new__``. Source: `collections.namedtuple`."""
+    given: dict[str, Any] = {f"_default_{name}": value for name, value in cls._field_defaults.items()}
+    parameters = [f"{name}=_default_{name}" if name in cls._field_defaults else name for name in cls._fields]
+    items = "".join(f"{name}, " for name in cls._fields)
+    source = f"def __new__(_cls, {', '.join(parameters)}):\n return _new(_cls, ({items}))"
+    made: dict[str, Any] = {}
+    exec(source, given | {"_new": tuple.__new__}, made)  # noqa: S102  # nothing but names of fields
+    made["__new__"].__qualname__ = f"{cls.__qualname__}.__new__"
+    cls.__new__ = staticmethod(made["__new__"])
+
+
+class _RowType(type):
+    """Gives a row the descriptors of its fields."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type:
+        if bases != (tuple,):
+            if bases != (Row,):
+                raise TypeError(f"{name} adds to the fields of another row; write one with all of them")
+            names = tuple(namespace.get("__annotations__", ()))
+            namespace["_fields"] = namespace["__match_args__"] = names
+            namespace["_field_defaults"] = {each: namespace[each] for each in names if each in namespace}
+            namespace |= zip(names, _GETTERS[: len(names)], strict=True)
+        namespace["__slots__"] = ()
+        return super().__new__(mcs, name, bases, namespace)
+
+
+if not TYPE_CHECKING:
+
+    class Row(tuple, metaclass=_RowType):
+        """The base of named tuples; see above."""
+
+        __slots__ = ()
+        __new__ = _Late(_make_new)
+
+        @classmethod
+        def _make(cls, values: Iterable[Any]) -> Self:
+            return cls(*values)
+
+        def _replace(self, **changes: Any) -> Self:
+            return type(self)(**dict(zip(self._fields, self, strict=True)) | changes)
+
+        def _asdict(self) -> dict[str, Any]:
+            return dict(zip(self._fields, self, strict=True))
+
+        def __repr__(self) -> str:
+            values = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+            return f"{type(self).__qualname__}({values})"
+
+        def __getnewargs__(self) -> tuple[Any, ...]:
+            return tuple(self)

@@ -22,10 +22,10 @@ RIGHTS: tuple[Right, ...] = get_args(Right)
 
 MAX_DNS_NAMES = 16
 """Limit of names in DNS_CLUSTER_QUERY: each of them is two questions in every lookup."""
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _PROTOCOLS = ("_tcp", "_udp")
 """The second label of an SRV name. Consul also takes a tag in its place."""
-_INTERFACE = re.compile(r"[^\s/:%]{1,15}")
+_INTERFACE = r"[^\s/:%]{1,15}"
 """What the Linux kernel takes for the name of an interface."""
 
 
@@ -169,7 +169,7 @@ def _check_service_labels(labels: list[str]) -> None:
 def parse_dns_name(text: str) -> str:
     """Parse one DNS name."""
     labels = text.removesuffix(".").split(".")
-    if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(text) > 254 or not all(re.fullmatch(_LABEL, label, re.ASCII) for label in labels):
         hint = "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _."
         if not text.isascii():
             hint = f"{hint} A name with other letters is written in its ASCII form (Punycode: xn--...)."
@@ -212,7 +212,7 @@ def parse_node_ip(text: str) -> str:
             return str(ipaddress.ip_network(text))
         except ValueError as error:
             raise Refused(allowed, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
-    if not _INTERFACE.fullmatch(text) or not text.strip("0123456789."):
+    if not re.fullmatch(_INTERFACE, text) or not text.strip("0123456789."):
         raise Refused(allowed)
     return text
 

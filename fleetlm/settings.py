@@ -67,12 +67,11 @@ SHORT_POLL_S = 0.1
 
 # Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
 # whose name begins with "fleetlm".
-_SERVICE_LINK = re.compile(
+_SERVICE_LINK = (
     r"FLEETLM(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
-    r"|FLEETLM_PORT",
-    re.ASCII,
+    r"|FLEETLM_PORT"
 )
-_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+_SERVICE_LINK_VALUES = ("tcp://", "udp://", "sctp://")
 
 
 def _nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
@@ -314,7 +313,9 @@ class Settings(Record):
     """A larger message travels in frames of its own; bytes, buffers and arrays of at least this size travel
     beside it, without being packed. Below it, copying costs less than frames. At least 1 KiB."""
     chunk_bytes: int = 256 * 1024
-    """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
+    """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path. Where
+    only large messages travel, and fast, chunks have up to four times as much, but never more than half of
+    ``bulk_window_bytes`` or ``max_frame_bytes``."""
     bulk_window_bytes: int = 2 * 1024 * 1024
     """Bytes of chunks in flight to one peer: a small message waits behind at most this much."""
     max_message_bytes: int = 64 * 1024 * 1024
@@ -543,23 +544,32 @@ class Settings(Record):
         return min(3.0, max(0.2, 0.8 * self.poll_interval_s))
 
     @property
+    def heartbeat_slack_s(self) -> float:
+        """Seconds by which the timers of heartbeats may be late, so that several fire together."""
+        return self.node_timeout_s / 64
+
+    @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between two ZMTP PINGs. A silent peer is noticed up to this much late."""
-        return self.node_timeout_s / 4
+        """Seconds between two ZMTP PINGs, but for their slack.
+
+        A silent peer is noticed up to a quarter of the node time-out late: by this interval, and by the
+        slack of the two timers that run one after the other, that of the PING and `heartbeat_timeout_s`.
+        """
+        return self.node_timeout_s / 4 - 2 * self.heartbeat_slack_s
 
     @property
     def heartbeat_timeout_s(self) -> float:
         """Seconds without any frame after a PING that end a connection: the whole node time-out.
 
         libzmq starts this timer with the first PING after the last frame that came, so the silence itself is
-        longer than this by at most one `heartbeat_interval_s`.
+        longer than this by at most one `heartbeat_interval_s` and the slack of both timers.
         """
         return self.node_timeout_s
 
     @property
     def longest_silence_s(self) -> float:
         """Seconds after which a silent peer is certainly down."""
-        return self.heartbeat_timeout_s + self.heartbeat_interval_s
+        return self.heartbeat_timeout_s + self.heartbeat_interval_s + 2 * self.heartbeat_slack_s
 
     def replace(self, **changes: object) -> Settings:
         """Return a copy with other values. Raises: SettingsError, as the constructor."""
@@ -597,7 +607,7 @@ class Settings(Record):
 
 def _parse(variable: str, text: str, parse: Callable[[str], T]) -> T:
     """Parse the value of a variable. Raises: SettingsError."""
-    if _SERVICE_LINK_VALUE.match(text) and variable.startswith("FLEETLM_"):
+    if text.startswith(_SERVICE_LINK_VALUES) and variable.startswith("FLEETLM_"):
         raise SettingsError(
             variable,
             text,
@@ -785,7 +795,7 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
     for variable in sorted(env):
         if not variable.startswith("FLEETLM_") or variable in _KNOWN:
             continue
-        if _SERVICE_LINK.fullmatch(variable) or _is_service_link(variable, env[variable]):
+        if re.fullmatch(_SERVICE_LINK, variable, re.ASCII) or _is_service_link(variable, env[variable]):
             continue
         known = [name for name in _KNOWN if name.startswith("FLEETLM_") and name not in (TAKEN, OPS_TAKEN)]
         near = _nearest(variable, known)
@@ -795,7 +805,7 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
 
 def _is_service_link(variable: str, value: str) -> bool:
     """Whether a variable is a service link such as ``FLEETLM_WORKER_PORT=tcp://…``; its value shows it."""
-    return variable.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
+    return variable.endswith("_PORT") and value.startswith(_SERVICE_LINK_VALUES)
 
 
 def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -252,6 +252,11 @@ def type_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def name_of(function: object) -> str:
+    """Return the qualified name of a function, for people."""
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
 def utf8_bytes(text: str) -> int:
     """Return how many bytes a text takes when packed, without its head."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))

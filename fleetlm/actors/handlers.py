@@ -93,6 +93,19 @@ class ActorObject(HasHandlers, Protocol):
         """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
+def check_unused(function: object) -> None:
+    """Refuse an actor object that runs already, or has run. Raises: RuntimeError."""
+    if type(function) is FunctionType or isinstance(function, type):
+        return
+    # Its run is an attribute of its own, so `Actor` need not be imported in programs that have none.
+    if getattr(function, "__dict__", {}).get("_Actor__run") is not None:
+        name = type(function).__qualname__
+        raise RuntimeError(
+            f"this {name} object has been run, and an actor object runs once: spawn the class, "
+            f"node.spawn({name}, *args), or make another object"
+        )
+
+
 def check_actor(actor: object) -> None:
     """Raise TypeError unless ``actor`` is a subclass of `Actor`, or an alias such as ``Cache[int]``."""
     cls = plain_class(actor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.messaging.carrying import CARRYING
@@ -25,17 +25,17 @@ class ActorSender:
 
     Args:
         outbound: sends, casts and calls.
-        streams: opens streams.
+        streams: returns what opens streams.
         fan_out: sends to many actors.
-        multicall: calls many actors.
+        multicall: returns what calls many actors.
         call_timeout_s: deadline of a call that names none, in seconds.
     """
 
     __slots__ = ("_call_timeout_s", "_fan_out", "_multicall", "_outbound", "_streams")
 
     def __init__(
-        self, outbound: Outbound, streams: Streams, fan_out: FanOut, multicall: Multicall,
-        call_timeout_s: float,
+        self, outbound: Outbound, streams: Callable[[], Streams], fan_out: FanOut,
+        multicall: Callable[[], Multicall], call_timeout_s: float,
     ) -> None:  # fmt: skip
         self._outbound = outbound
         self._streams = streams
@@ -82,7 +82,7 @@ class ActorSender:
     ) -> list[Any]:
         """See `Node.multicall`."""
         within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
-        return await self._multicall(targets, request, within_s)
+        return await self._multicall()(targets, request, within_s)
 
     def fan_out(
         self, targets: list[Target], request: Invoke, timeout: float | None = None
@@ -94,11 +94,11 @@ class ActorSender:
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
     ) -> Stream[Any]:
         """See `Node.stream`."""
-        return self._streams.held(self.source(to, message, timeout, idle))
+        return self._streams().held(self.source(to, message, timeout, idle))
 
     def held(self, source: Source) -> Stream[Any]:
         """Return what a program holds of a stream."""
-        return self._streams.held(source)
+        return self._streams().held(source)
 
     def source(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
@@ -106,5 +106,5 @@ class ActorSender:
         """Make the source of a stream, with the limits that `Node.stream` gives it."""
         within_s = within_deadline(math.inf if timeout is None else timeout)
         if timeout is None and idle is None:  # A deadline that was inherited switches no limit off.
-            idle = self._streams.idle_s
-        return self._streams.source(to, message, None if within_s == math.inf else within_s, idle)
+            idle = self._streams().idle_s
+        return self._streams().source(to, message, None if within_s == math.inf else within_s, idle)

@@ -17,15 +17,10 @@ from typing import Any
 
 from fleetlm.blocking import forks
 from fleetlm.errors import WorkerDied, WorkerNotStarted
-from fleetlm.texts import SHORT, text_of, traceback_of
+from fleetlm.texts import SHORT, name_of, text_of, traceback_of
 
 FunctionResult = tuple[Any, BaseException | None]
 """What a function returned, or None and what it raised."""
-
-
-def name_of(function: object) -> str:
-    """Return the qualified name of a function, for people."""
-    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def catch_result(call: Callable[[], Any], name: str = "the function") -> FunctionResult:

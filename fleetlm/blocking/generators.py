@@ -29,9 +29,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.blocking.function_call import catch_result, name_of
+from fleetlm.blocking.function_call import catch_result
 from fleetlm.blocking.pool import FunctionThread, Job
-from fleetlm.texts import SHORT
+from fleetlm.texts import SHORT, name_of
 
 if TYPE_CHECKING:
     from fleetlm.blocking.pool import Pool

@@ -36,9 +36,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fleetlm.blocking import forks
-from fleetlm.blocking.function_call import FunctionCall, FunctionResult, catch_result, name_of
+from fleetlm.blocking.function_call import FunctionCall, FunctionResult, catch_result
 from fleetlm.errors import NodeStopped
 from fleetlm.records import Record
+from fleetlm.texts import name_of
 
 STOP_TIMEOUT_S = 1.0
 """Seconds that idle threads and processes have to end when a pool stops: they need milliseconds."""

@@ -20,11 +20,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fleetlm.blocking.cpus import cpus
-from fleetlm.blocking.function_call import FunctionCall, InitializedCall, Initializer, name_of
+from fleetlm.blocking.function_call import FunctionCall, InitializedCall, Initializer
 from fleetlm.blocking.generators import Generation, GeneratorSource, GeneratorThread, Weigh
 from fleetlm.blocking.pool import STOP_TIMEOUT_S, FunctionThread, Job, Pool, PoolKind, ProcessThread
 from fleetlm.errors import NodeStopped, WorkerDied, WorkerNotStarted
-from fleetlm.texts import SHORT
+from fleetlm.texts import SHORT, name_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -187,11 +187,14 @@ class Blocking:
 
     async def close(self) -> None:
         """Refuse further functions, and wait up to `STOP_TIMEOUT_S` for idle threads and processes to end."""
+        self.stop()
+        await _wait_for_end(self._every())
+
+    def stop(self) -> None:
+        """Refuse further functions, and let idle threads and processes end."""
         self._is_stopped = True
-        pools = self._every()
-        for pool in pools:
+        for pool in self._every():
             pool.stop(self._node_stopped)
-        await _wait_for_end(pools)
 
     def _every(self) -> list[Pool]:
         return [self._threads, self._processes, *self._own_threads.values(), *self._pools, *self._generators]

@@ -69,7 +69,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from fleetlm.core.buckets import Bucket
 from fleetlm.core.effects import (
@@ -87,7 +87,7 @@ from fleetlm.core.effects import (
 )
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import NodeName, endpoint
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Hello, Kind, Ready
 
@@ -111,7 +111,7 @@ HELLO_BURST = 4
 """HELLOs in one name that act at once (a dial, a check); then one in each `Settings.hello_s`."""
 
 
-class Claim(NamedTuple):
+class Claim(Row):
     """A HELLO in the name of a peer that is up: its source, and what it says."""
 
     source: bytes

@@ -17,10 +17,10 @@ leaders; differs: the number only grows, so it needs no agreement about its valu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fleetlm.core.shard_table import EPOCH_END
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 
 Missed = Literal["once", "skip"]
 LATE_MS = 5_000
@@ -84,7 +84,7 @@ class SlotMemory:
         return self.settled_ms
 
 
-class Slots(NamedTuple):
+class Slots(Row):
     """The slots of a schedule.
 
     Attributes:

@@ -107,6 +107,17 @@ def merge(answers: Sequence[tuple[str, Answer]]) -> Answer:
     return Answer(outcome, addresses, detail, whole)
 
 
+def answer_of_list(texts: Sequence[str]) -> Answer:
+    """Make an answer of addresses that do not come from DNS."""
+    addresses, passed_over = sift(texts)
+    if addresses:
+        detail = ", ".join(filter(None, (count_addresses(len(addresses)), passed_over)))
+        return Answer(Outcome.ADDRESSES, addresses, detail)
+    if texts:
+        return Answer(Outcome.FAILED, (), f"no usable address: {passed_over}")
+    return Answer(Outcome.EMPTY, (), "no addresses")
+
+
 def list_hosts(addresses: Iterable[str]) -> tuple[str, ...]:
     """Return the IP addresses of an answer's addresses, each once and in the same order, without ports."""
     parts = (parse_address(text) for text in addresses)

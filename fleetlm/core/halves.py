@@ -16,7 +16,9 @@ That is why `effects.Up` hands both halves over to the session of the messaging 
 from __future__ import annotations
 
 from fleetlm.wire import frames
-from fleetlm.wire.frames import BadFrame, Hello
+from fleetlm.wire.frames import ARRAY32, BATCH_HEAD, BadFrame, Hello, Kind
+
+_BATCH = Kind.BATCH
 
 
 class Outgoing:
@@ -49,7 +51,7 @@ class Outgoing:
         """Return what stands before the ``count`` messages of a BATCH. Otherwise as `header`."""
         seq = self.seq
         self.seq = seq + 1
-        return frames.batch_header(self.epoch, seq, count)
+        return BATCH_HEAD.pack(_BATCH, self.epoch, seq, ARRAY32, count)
 
 
 class Incoming:

@@ -10,9 +10,10 @@ A kind is a place in the code, not a text: texts contain what peers say, so ther
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Final, NamedTuple
+from typing import Final
 
 from fleetlm.core.buckets import Bucket
+from fleetlm.records import Row
 
 BURST_LINES: Final = 100
 """Lines of one kind that may come at once: a program's worst moment is still in the log."""
@@ -24,7 +25,7 @@ MAX_KINDS: Final = 512
 """Kinds that are remembered. The code has fewer; the one that came longest ago is forgotten first."""
 
 
-class LeftOut(NamedTuple):
+class LeftOut(Row):
     """Lines of one kind that were not written.
 
     Attributes:

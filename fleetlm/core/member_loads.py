@@ -21,6 +21,9 @@ from fleetlm.records import Record
 LOAD_GAUGE = "load"
 """The gauge that is added to the outstanding requests of a member."""
 
+MOST_COMPARED = 128
+"""In larger groups ``least_loaded`` does not compare all members, which takes half a microsecond for each."""
+
 
 class MemberInfo(Record):
     """A member of a group, as this node knows it; what `Groups.describe` returns, and what a score gets."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from fleetlm.core.draining import Step
 from fleetlm.core.group_members import Block, Members, after
-from fleetlm.core.member_loads import MemberInfo
+from fleetlm.core.member_loads import MOST_COMPARED, MemberInfo
 from fleetlm.core.rings import Key, Probes, digest_of, probes_of
 from fleetlm.errors import NoMember
 from fleetlm.records import Record
@@ -48,8 +48,6 @@ _KEY_RULES = ("key", "sticky")
 IDLE_TRIES = 8
 """Members that ``least_loaded`` looks at by chance before it looks at all: enough where a third is idle."""
 
-MOST_COMPARED = 128
-"""In larger groups ``least_loaded`` does not compare all members, which takes half a microsecond for each."""
 CHOSEN = 32
 """Members that ``least_loaded`` compares in larger groups."""
 MANY = 1_280

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from fleetlm.core.effects import Dial, Effect, HangUp
+from fleetlm.records import Row
 
 if TYPE_CHECKING:
     from fleetlm.settings import Settings
@@ -38,7 +39,7 @@ GAP_S: Final = 1 / 64
 """Seconds between two dials, of whichever hosts."""
 
 
-class Search(NamedTuple):
+class Search(Row):
     """A dial of a port of which it is not known whether a node listens there."""
 
     ip: str
@@ -46,7 +47,7 @@ class Search(NamedTuple):
     until: float
 
 
-class _Foreign(NamedTuple):
+class _Foreign(Row):
     """A port where another program answered: how long it is left alone, and until when."""
 
     pause_s: float

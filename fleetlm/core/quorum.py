@@ -38,9 +38,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable
-from typing import NamedTuple
 
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 
 MARGIN = 0.25
 """How much longer than a lease a member waits, as a part of it: covers clocks of different speed, and the
@@ -70,14 +69,14 @@ class Quorum(Record):
             raise ValueError(f"a lease lasts more than 0 seconds, not {self.lease_s!r}")
 
 
-class Support(NamedTuple):
+class Support(Row):
     """Whom a member supports for a shard."""
 
     node: MemberKey
     epoch: int
 
 
-class Want(NamedTuple):
+class Want(Row):
     """A shard that a node wants.
 
     Attributes:
@@ -93,7 +92,7 @@ class Want(NamedTuple):
     by: MemberKey | None = None
 
 
-class _Heard(NamedTuple):
+class _Heard(Row):
     """What a member has heard of a node.
 
     Attributes:
@@ -219,7 +218,7 @@ class Votes:
             del self._heard[node]
 
 
-class Beat(NamedTuple):
+class Beat(Row):
     """A beat that this node has sent.
 
     Attributes:

@@ -52,14 +52,14 @@ vote, each owner speaks for itself, as in `core.name_table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, KeysView
-from typing import Any, NamedTuple
+from typing import Any
 
 from fleetlm.core.name_table import MAX_NODE_LENGTH
 from fleetlm.core.rings import hash_of
 from fleetlm.core.shard_ranking import factor_of, score
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 from fleetlm.texts import SHORT
 
 MAX_SHARDS = 4_096
@@ -76,14 +76,14 @@ EPOCH_END = 1 << 63
 """Epochs, and numbers of processes, are below this."""
 
 
-class Claim(NamedTuple):
+class Claim(Row):
     """The claim of a node to a shard; see the module."""
 
     epoch: int
     term: int
 
 
-class Owner(NamedTuple):
+class Owner(Row):
     """Who owns a shard, as this node sees it.
 
     Attributes:
@@ -139,7 +139,7 @@ class Host:
         self.claims: dict[int, Claim] = {}
 
 
-class Expected(NamedTuple):
+class Expected(Row):
     """A claim that a node has, as another one has told."""
 
     node: str

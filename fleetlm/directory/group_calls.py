@@ -17,7 +17,7 @@ retry predicate; differs: whether a request may be repeated is known from its er
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.core.picking import ANY, Picker, Tried, Wanted, check_rule
@@ -29,7 +29,7 @@ from fleetlm.records import Record
 if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
     from fleetlm.core.group_table import GroupTable
-    from fleetlm.core.picking import By
+    from fleetlm.core.picking import By, Score
     from fleetlm.core.rings import Key
     from fleetlm.ids import Pid
     from fleetlm.messaging.retries import Course, Retries
@@ -85,6 +85,21 @@ class GroupCalls:
         self._picker = picker
         self._retries = retries
         self._settings = settings
+
+    def pick(
+        self, group: str, by: By, key: Key | None, where: Mapping[str, Any] | None, score: Score | None
+    ) -> Pid:
+        """See `Groups.pick`."""
+        wanted = wanted_by(where, score)
+        return self._picker.pick(group, self._table.members(group), by, key, None, wanted)
+
+    @staticmethod
+    def request(
+        group: str, by: By, key: Key | None, attempts: int, idempotent: bool,
+        where: Mapping[str, Any] | None = None, score: Score | None = None,
+    ) -> GroupRequest:  # fmt: skip
+        """Return what the arguments of `Groups.ref` ask for. Raises: TypeError, ValueError."""
+        return GroupRequest(group, by, key, attempts, idempotent, wanted_by(where, score))
 
     async def call(self, request: GroupRequest, message: Any, timeout_s: float | None) -> Any:
         """See `Groups.call`."""
@@ -208,3 +223,18 @@ class GroupSource(RepeatedSource):
     async def goes_on(self, error: NotDelivered | OutcomeUnknown) -> bool:
         """See `Search.goes_on`."""
         return self._search is not None and await self._search.goes_on(error)
+
+
+def wanted_by(where: Mapping[str, Any] | None, score: Score | None) -> Wanted:
+    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want.
+
+    Raises:
+        TypeError: ``where`` is no mapping, or ``score`` no function.
+    """
+    if where is None and score is None:
+        return ANY
+    if where is not None and not isinstance(where, Mapping):
+        raise TypeError(f"where= is a mapping of names and values, not {type(where).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score= is a function of a MemberInfo, not {type(score).__name__}")
+    return Wanted(where, score)

@@ -28,17 +28,12 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import HasHandlers, check_actor, name_of_marked
 from fleetlm.actors.refs import ActorRefs
 from fleetlm.core.group_table import Effect, GroupTable, Tell
-from fleetlm.core.picking import ANY, By, Picker, Score, Wanted
-from fleetlm.core.rings import Key
-from fleetlm.core.sticky_keys import StickyKeys
-from fleetlm.directory.group_calls import GroupCalls, GroupRequest
-from fleetlm.directory.group_ref import GroupRef
 from fleetlm.directory.members import Member, ReplicatedMembers
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import NoProcess
@@ -53,6 +48,10 @@ if TYPE_CHECKING:
 
     from fleetlm.actors.sender import ActorSender
     from fleetlm.core.member_loads import MemberInfo
+    from fleetlm.core.picking import By, Picker, Score
+    from fleetlm.core.rings import Key
+    from fleetlm.directory.group_calls import GroupCalls
+    from fleetlm.directory.group_ref import GroupRef
     from fleetlm.directory.replication import Replication
     from fleetlm.messaging.fan_out import FanOut
     from fleetlm.messaging.retries import Retries
@@ -104,12 +103,19 @@ class ReplicatedGroups:
         self.members: ReplicatedMembers = ReplicatedMembers(
             context, codec, local, replication, self.table.members
         )
-        sticky = StickyKeys(settings.max_sticky_keys, settings.sticky_idle_s)
-        self.picker: Picker = Picker(
-            rng, self.members.outstanding, self.members, context.drain_step, sticky, context.loop.time
-        )
+        self._rng = rng
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo, pack=_key, unpack=_joined)
         replication.add(self)
+
+    @cached_property
+    def picker(self) -> Picker:
+        """Made at its first use: a node that picks no members starts without this code."""
+        from fleetlm.core.picking import Picker  # noqa: PLC0415
+        from fleetlm.core.sticky_keys import StickyKeys  # noqa: PLC0415
+
+        context, members = self._context, self.members
+        sticky = StickyKeys(context.settings.max_sticky_keys, context.settings.sticky_idle_s)
+        return Picker(self._rng, members.outstanding, members, context.drain_step, sticky, context.loop.time)
 
     def check_reachable(self, pids: Iterable[Pid]) -> None:
         """Raise NotAllowed if a process is for this node only, since members are asked from everywhere."""
@@ -151,7 +157,7 @@ class ReplicatedGroups:
             if isinstance(effect, Left) and not self.table.has_member(effect.group, effect.pid):
                 self.members.left(effect.group, effect.pid)
             self.feed.publish(effect)
-            if isinstance(effect, Left) and not self.table.has(effect.group):
+            if isinstance(effect, Left) and not self.table.has(effect.group) and "picker" in vars(self):
                 self.picker.forget(effect.group)
 
     def check_member(self, group: str, pid: Pid) -> None:
@@ -184,14 +190,22 @@ class Groups:
         replicated: ReplicatedGroups,
         fan_out: FanOut,
         sender: ActorSender,
-        retries: Retries,
+        retries: Callable[[], Retries],
     ) -> None:
         self._context = context
         self._replicated = replicated
         self._table = replicated.table
         self._fan_out = fan_out
         self._sender = sender
-        self._calls = GroupCalls(self._table, replicated.picker, sender, retries, context.settings)
+        self._retries = retries
+
+    @cached_property
+    def _calls(self) -> GroupCalls:
+        """Made at its first use, like the picker."""
+        from fleetlm.directory.group_calls import GroupCalls  # noqa: PLC0415
+
+        picker, settings = self._replicated.picker, self._context.settings
+        return GroupCalls(self._table, picker, self._sender, self._retries(), settings)
 
     @overload
     def join(self, group: str, pid: Pid, /, *, meta: Any = None) -> Member: ...
@@ -343,8 +357,7 @@ class Groups:
             ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it;
                 ``where`` is no mapping, or ``score`` no function.
         """
-        wanted = wanted_by(where, score)
-        return self._replicated.picker.pick(group, self._table.members(group), by, key, None, wanted)
+        return self._calls.pick(group, by, key, where, score)
 
     @contextlib.contextmanager
     def chosen(
@@ -452,7 +465,7 @@ class Groups:
             ValueError: as `pick`, or ``attempts`` is not a whole number from 1. Nothing was sent.
         """
         self._context.check_loop("Groups.call")
-        request = GroupRequest(group, by, key, attempts, idempotent)
+        request = self._calls.request(group, by, key, attempts, idempotent)
         return self._calls.call(request, request_or_message(message, args), timeout)
 
     @overload
@@ -518,7 +531,7 @@ class Groups:
             TypeError, ValueError: as `call`.
         """
         self._context.check_loop("Groups.stream")
-        request = GroupRequest(group, by, key, attempts, idempotent)
+        request = self._calls.request(group, by, key, attempts, idempotent)
         return self._calls.stream(request, request_or_message(message, args), timeout, idle)
 
     def ref(
@@ -556,7 +569,9 @@ class Groups:
             ValueError: as `call`.
         """
         check_actor(actor)
-        request = GroupRequest(group, by, key, attempts, idempotent, wanted_by(where, score))
+        from fleetlm.directory.group_ref import GroupRef  # noqa: PLC0415  # most programs need none
+
+        request = self._calls.request(group, by, key, attempts, idempotent, where, score)
         return GroupRef(self._calls, plain_class(actor), request)
 
     async def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
@@ -597,21 +612,6 @@ class Groups:
         """
         check_actor(actor)
         return ActorRefs(self._sender, plain_class(actor), lambda: dict.fromkeys(self.members(group)))
-
-
-def wanted_by(where: Mapping[str, Any] | None, score: Score | None) -> Wanted:
-    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want.
-
-    Raises:
-        TypeError: ``where`` is no mapping, or ``score`` no function.
-    """
-    if where is None and score is None:
-        return ANY
-    if where is not None and not isinstance(where, Mapping):
-        raise TypeError(f"where= is a mapping of names and values, not {type(where).__name__}")
-    if score is not None and not callable(score):
-        raise TypeError(f"score= is a function of a MemberInfo, not {type(score).__name__}")
-    return Wanted(where, score)
 
 
 def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.group_members import Members
 from fleetlm.core.member_facts import Gauges, MemberFacts, Place
-from fleetlm.core.member_loads import LOAD_GAUGE, MemberInfo, weigh
-from fleetlm.core.picking import MOST_COMPARED
+from fleetlm.core.member_loads import LOAD_GAUGE, MOST_COMPARED, MemberInfo, weigh
 from fleetlm.directory.replication import MAX_FACT_BYTES, read_value
 from fleetlm.errors import MessageTooLarge
 

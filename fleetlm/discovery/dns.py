@@ -39,13 +39,13 @@ long as for name servers, and the next lookup waits for the same import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, merge
-from fleetlm.discovery.dns_search import answer_of_list
+from fleetlm.core.dns_answers import Answer, Outcome, answer_of_list, count_addresses, merge
 from fleetlm.discovery.own_thread import OwnThread
 from fleetlm.names import canonical_ip
 
@@ -145,7 +145,7 @@ class DnsDiscovery:
         if self._names:
             try:
                 if self._lookups is None:
-                    self._lookups = await self._make_in_thread()
+                    self._lookups = await self._make_in_thread(self._lifetime_s)
                 answers += await self._lookups.run()
             except _NotImported as reason:
                 return Answer(Outcome.FAILED, (), str(reason))
@@ -153,12 +153,25 @@ class DnsDiscovery:
                 return Answer(Outcome.FAILED, (), f"{type(error).__name__}: {error}")
         return merge(answers)
 
+    async def prepare(self, within_s: float) -> None:
+        """Wait for the import that the first lookup of a name needs, for tools that look only once.
+
+        A busy machine may take longer for it than a lookup may take. A node just looks again. Never raises:
+        the lookup tells why there is no answer.
+
+        Args:
+            within_s: seconds to wait at most.
+        """
+        if self._names and self._lookups is None:
+            with contextlib.suppress(Exception):
+                self._lookups = await self._make_in_thread(within_s)
+
     async def close(self) -> None:
         """End the questions that wait for late answers. Further lookups are possible."""
         if self._lookups is not None:
             await self._lookups.close()
 
-    async def _make_in_thread(self) -> NameLookups:
+    async def _make_in_thread(self, within_s: float) -> NameLookups:
         """Import what looks names up, and make it. Raises: what the import raises, and _NotImported."""
         thread = self._import
         if thread is None:
@@ -171,8 +184,8 @@ class DnsDiscovery:
                     "perhaps this process or its container has reached its limit of threads)"
                 ) from None
             self._import = thread
-        if not await thread.wait(self._lifetime_s):
-            raise _NotImported(f"the import of dnspython has taken longer than {self._lifetime_s:g} s so far")
+        if not await thread.wait(within_s):
+            raise _NotImported(f"the import of dnspython has taken longer than {within_s:g} s so far")
         self._import = None
         return thread.result()
 

@@ -13,10 +13,9 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.core.dns_answers import Answer, Outcome, answer_of_list
 from fleetlm.discovery.dns_client import DnsClient
 from fleetlm.discovery.dns_lookup import NameLookup
-from fleetlm.discovery.dns_search import answer_of_list
 from fleetlm.discovery.resolv_conf import ResolverConfig, ServerAddress, parse
 from fleetlm.discovery.system_files import (
     WatchedFile,

@@ -298,9 +298,3 @@ def _describe_absence(asked: Sequence[Candidate]) -> str:
         if any(records.detail != NXDOMAIN for records in candidate.found.values())
     ]
     return join_details((known or asked)[-1].found) if asked else "no addresses"
-
-
-def answer_of_list(texts: Sequence[str]) -> Answer:
-    """Make an answer of addresses that do not come from DNS."""
-    outcome = Outcome.ADDRESSES if texts else Outcome.EMPTY
-    return combine(Candidate("", {"A": Records(outcome, tuple(texts))}))

@@ -36,13 +36,14 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.quorum import MemberKey, Want
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_table import EPOCH_END, Claim, Host, Lost
 from fleetlm.entities.seat import Kept, Seat, close_all, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
+from fleetlm.records import Row
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import to_host
 
@@ -76,7 +77,7 @@ LISTED_KEYS = 10_000
 """Keys that a host tells of itself at once."""
 
 
-class _Take(NamedTuple):
+class _Take(Row):
     """What a host asks that hands a shard over.
 
     Attributes:
@@ -98,7 +99,7 @@ class _Take(NamedTuple):
     rows: list[Any]
 
 
-class _Move(NamedTuple):
+class _Move(Row):
     """A handoff that is under way.
 
     Attributes:

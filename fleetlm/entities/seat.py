@@ -20,7 +20,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject
@@ -29,6 +29,7 @@ from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing
 from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
+from fleetlm.records import Row
 from fleetlm.texts import loggable, text_of
 from fleetlm.wire.invocation import Invoke
 
@@ -57,7 +58,7 @@ class EntityObject(ActorObject, Protocol):
         """See `Actor.stop`."""
 
 
-class Kept(NamedTuple):
+class Kept(Row):
     """What is left of an entity that does not live now.
 
     Attributes:

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from datetime import UTC, tzinfo
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fleetlm.core.cron_slots import Missed, SlotMemory
 from fleetlm.core.quorum import Quorum
@@ -25,6 +25,7 @@ from fleetlm.leaders.slots import SlotTeller
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.records import Row
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MAX_ANCESTORS = 64
 """Processes between a run and one of its descendants that asks for the epoch."""
 
 
-class _Known(NamedTuple):
+class _Known(Row):
     """The run of a singleton, as its owner has told."""
 
     epoch: int

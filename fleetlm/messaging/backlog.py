@@ -68,7 +68,7 @@ class Backlog:
 
     __slots__ = (
         "_begin_turn", "_ended_at", "_go_on", "_is_over", "_is_scheduled", "_looked_at", "_loop",
-        "_max_bytes", "_pause_s", "_queues", "_rounds", "_take",
+        "_max_bytes", "_pause_s", "_rounds", "_take", "queues",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +88,7 @@ class Backlog:
         self._take = take
         self._begin_turn = begin_turn
         self._is_over = is_over
-        self._queues: dict[bytes, _Queue] = {}
+        self.queues: dict[bytes, _Queue] = {}
         """By source; the one that is served next comes first."""
         self._is_scheduled = False
         self._pause_s = pause_s
@@ -101,29 +101,29 @@ class Backlog:
 
     def __contains__(self, source: bytes) -> bool:
         """Whether what comes from this source must queue."""
-        return source in self._queues
+        return source in self.queues
 
     def __iter__(self) -> Iterator[bytes]:
         """Iterate over the sources whose frames queue."""
-        return iter(self._queues)
+        return iter(self.queues)
 
     def begin(self, source: bytes, rest: Rest) -> None:
         """Keep the rest of a frame for the next turn."""
-        queue = self._queues.get(source)
+        queue = self.queues.get(source)
         if queue is None:
-            self._queues[source] = _Queue(rest)
+            self.queues[source] = _Queue(rest)
         else:
             queue.rest = rest
         self._schedule()
 
     def park(self, source: bytes) -> None:
         """Take nothing from this source until `resume`: its large message is being unpacked."""
-        queue = self._queues.setdefault(source, _Queue(None))
+        queue = self.queues.setdefault(source, _Queue(None))
         queue.is_parked = True
 
     def resume(self, source: bytes, rest: Rest | None) -> None:
         """Go on with a source after `park`, first with ``rest``."""
-        queue = self._queues[source]
+        queue = self.queues[source]
         queue.is_parked = False
         queue.rest = rest
         self._schedule()
@@ -139,7 +139,7 @@ class Backlog:
         Returns:
             0; or the bytes that would wait then, if they are too many: the frame was not queued.
         """
-        queue = self._queues[source]
+        queue = self.queues[source]
         if queue.lost is not None:
             return 0
         size_bytes = queue.size_bytes + _size(frame, tail)
@@ -151,17 +151,17 @@ class Backlog:
 
     def end(self, source: bytes, lost: Callable[[], None]) -> None:
         """Note that the connection of a source has ended; ``lost`` is called behind what has come before."""
-        queue = self._queues[source]
+        queue = self.queues[source]
         if queue.lost is None:
             queue.lost = lost
 
     def drop(self, source: bytes) -> None:
         """Forget what has come from a source: its session is over."""
-        self._queues.pop(source, None)
+        self.queues.pop(source, None)
 
     def clear(self) -> None:
         """Forget everything: the node leaves."""
-        self._queues.clear()
+        self.queues.clear()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -191,16 +191,16 @@ class Backlog:
             return
         self._is_scheduled = False
         self._begin_turn()
-        for source in list(self._queues):
+        for source in list(self.queues):
             self._serve(source)
             if self._is_over():
                 break
-        if not all(queue.is_parked for queue in self._queues.values()):
+        if not all(queue.is_parked for queue in self.queues.values()):
             self._schedule()
 
     def _serve(self, source: bytes) -> None:
         """Take what has come from one source until the turn is over; put it behind the others then."""
-        queues, queue = self._queues, self._queues.get(source)
+        queues, queue = self.queues, self.queues.get(source)
         # It is dropped if the session ends.
         while queue is not None and not queue.is_parked and queues.get(source) is queue:
             rest, queue.rest = queue.rest, None

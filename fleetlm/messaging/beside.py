@@ -20,6 +20,7 @@ turns of threads are shorter meanwhile (`TURN_S`), or a small call would take te
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
@@ -29,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.messaging.windows import LEAST_WEIGHED_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.wire import operations
+from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.extensions import BadData
+from fleetlm.wire.frames import ARRAY32
 from fleetlm.wire.large import copied_bytes, has_few_values
 from fleetlm.wire.weights import Scale
 
@@ -46,6 +49,8 @@ messages, and there is room for two tuples in each message of `Settings.batch_me
 BATCH_ON_LOOP_BYTES = 96 * 1024
 """The same of a batch. Batches of honest peers are smaller, or have few values: they hold
 `Settings.batch_bytes` and one message, which is mostly text or bytes where it is larger than that."""
+COLLECTED_BYTES = 32 * 1024
+"""While a larger batch is unpacked, the collector of cyclic garbage is off."""
 BESIDE_BYTES = 1024 * 1024
 """From this size on also a message of few values is unpacked beside the loop; and from this many bytes on
 that must be copied to unpack it."""
@@ -120,6 +125,25 @@ def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
         except ValueError as error:
             raise BadData(str(error)) from None
     return messages, decoder.failures
+
+
+def unpack_long_batch(codec: Codec, body: memoryview) -> list[Any]:
+    """Unpack a batch that may hold too many messages, or take long, on the loop.
+
+    Raises:
+        TooManySteps: it should be unpacked beside the loop.
+        BadData: the bytes are no batch, or hold too many messages.
+    """
+    size = len(body)
+    if body[0] == ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
+        raise BadData(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
+    if size > BATCH_ON_LOOP_BYTES and is_much(body):
+        raise TooManySteps
+    with NO_COLLECTION if size > COLLECTED_BYTES else contextlib.nullcontext():
+        messages = codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
+    if len(messages) > MAX_BATCH_MESSAGES:
+        raise BadData(f"a batch of {len(messages):,} messages")
+    return messages
 
 
 def _let_others_run() -> None:

@@ -19,6 +19,10 @@ last one. With a tick another one follows what is less than that, but for the la
 is answered with a tick of the peer. So two nodes that have nothing to say do not exchange marks and credit
 for the bytes of their ticks.
 
+**Chunks.** Each costs both nodes some 50 us, whatever its size. So a large message that is *alone* travels in
+larger ones: no small message has passed it for `ALONE_S`. What small messages wait behind is not larger then,
+since a larger chunk is sent only where all of it has room in the window.
+
 **What cannot wait.** Exit signals, `Down` messages, credit and ticks wait for no window. `Settings.
 max_unread_bytes` is the bound for everything together: a connection that reaches it ends.
 
@@ -29,6 +33,7 @@ differs: one random number for some frames, since frames are never lost on their
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -49,6 +54,12 @@ MAX_MARKS: Final = 1_024
 MAX_WINDOWS_WITHOUT_CREDIT: Final = 4
 """Bytes, in windows, that a peer may send while our window to it is full and it takes nothing. Its own window
 holds one of them; for a second one it must take the credit that stands behind our bytes."""
+ALONE_S: Final = 0.05
+"""Seconds without a small message after which large ones are alone."""
+ALONE_CHUNKS: Final = 4
+"""A chunk of a message that is alone has so many times `Settings.chunk_bytes`; 1 MiB is as good as more."""
+MAX_HEADS_BYTES: Final = 4_096
+"""The heads of the chunks in a window, which may come on top of it."""
 _MARK_BITS: Final = 63
 _HIGHEST_BIT: Final = 1 << 63
 """Set in every mark, so that all of them have the same length in a frame."""
@@ -61,19 +72,21 @@ class ByteWindow:
         limit_bytes: bytes in flight from which on senders wait, on a fast path.
         chunk_limit_bytes: the same for the bytes of chunks, which wait in lanes.
         most_bytes: bytes in flight beyond which the connection must end; at least twice ``limit_bytes``.
-        chunk_bytes: the largest chunk.
+        chunk_bytes: the largest chunk while small messages pass large ones.
         clock: the loop's time in seconds.
+        alone_chunk_bytes: the largest one of messages that are alone; default: the same.
     """
 
     __slots__ = (
-        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_clock", "_is_waking", "_marked_bytes",
-        "_marks", "_pace", "_sent_bytes", "_sent_chunk_bytes", "_step_bytes", "_waiters", "_waiting", "draw",
-        "full_bytes", "in_flight_bytes", "limit_bytes", "most_bytes",
+        "_acked_bytes", "_acked_chunk_bytes", "_alone_from", "_chunk_limit_bytes", "_clock", "_is_waking",
+        "_marked_bytes", "_marks", "_most_chunk_bytes", "_pace", "_sent_bytes", "_sent_chunk_bytes",
+        "_step_bytes", "_waiters", "_waiting", "draw", "full_bytes", "in_flight_bytes", "limit_bytes",
+        "most_bytes",
     )  # fmt: skip
 
     def __init__(
         self, limit_bytes: int, chunk_limit_bytes: int, most_bytes: int = 0, chunk_bytes: int = 256 * 1024,
-        clock: Callable[[], float] = monotonic,
+        clock: Callable[[], float] = monotonic, alone_chunk_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.full_bytes: int = limit_bytes
         """The window on a fast path."""
@@ -81,7 +94,11 @@ class ByteWindow:
         """Bytes in flight from which on senders wait: on a slow path fewer than ``full_bytes``."""
         self._chunk_limit_bytes = chunk_limit_bytes
         self._clock = clock
-        self._pace = Pace(max(chunk_limit_bytes, limit_bytes // 2), chunk_bytes)
+        self._most_chunk_bytes = chunk_bytes
+        self._alone_from = -math.inf
+        """Since when large messages are alone, or when they will be."""
+        most_chunk_bytes = max(chunk_bytes, alone_chunk_bytes)
+        self._pace = Pace(max(chunk_limit_bytes, limit_bytes // 2), most_chunk_bytes)
         self.most_bytes: int = max(most_bytes, 2 * limit_bytes)
         self.in_flight_bytes: int = 0
         """Bytes handed to the transport and not known to be taken."""
@@ -110,9 +127,20 @@ class ByteWindow:
     @property
     def chunk_bytes(self) -> int:
         """The most that the next chunk may have; 0 if the window of chunks is full."""
-        pace = self._pace
+        chunk_bytes, pace = self._pace.chunk_bytes, self._pace
         limit_bytes = min(self._chunk_limit_bytes, pace.window_bytes)
-        return pace.chunk_bytes if self._sent_chunk_bytes - self._acked_chunk_bytes < limit_bytes else 0
+        room_bytes = limit_bytes - (self._sent_chunk_bytes - self._acked_chunk_bytes)
+        if room_bytes <= 0:
+            return 0
+        if chunk_bytes > self._most_chunk_bytes and (
+            chunk_bytes > room_bytes + MAX_HEADS_BYTES or self._clock() < self._alone_from
+        ):
+            return self._most_chunk_bytes
+        return chunk_bytes
+
+    def passed(self) -> None:
+        """Note that a small message passes large ones that wait: their chunks become smaller for a time."""
+        self._alone_from = self._clock() + ALONE_S
 
     @property
     def is_mark_due(self) -> bool:
@@ -129,10 +157,11 @@ class ByteWindow:
         """Whether the peer still has to prove that it has taken what stands before a mark."""
         return bool(self._marks)
 
-    def sent(self, size_bytes: int) -> None:
-        """Count a frame."""
-        self._sent_bytes += size_bytes
-        self.in_flight_bytes += size_bytes
+    def sent(self, size_bytes: int) -> bool:
+        """Count a frame. Returns whether the window is full now, or `is_mark_due`."""
+        self._sent_bytes = sent_bytes = self._sent_bytes + size_bytes
+        self.in_flight_bytes = in_flight_bytes = self.in_flight_bytes + size_bytes
+        return in_flight_bytes >= self.limit_bytes or sent_bytes - self._marked_bytes >= self._step_bytes
 
     def sent_chunk(self, size_bytes: int) -> None:
         """Count the bytes of a chunk, in addition to `sent`."""
@@ -291,24 +320,29 @@ class ByteCredit:
         check: looks whether the peer takes something itself; called from time to time.
     """
 
-    __slots__ = ("_check", "_checked_bytes", "_mark", "_step_bytes", "_tell", "taken_bytes")
+    __slots__ = ("_check", "_mark", "_step_bytes", "_tell", "look_at_bytes", "taken_bytes")
 
     def __init__(self, step_bytes: int, tell: Callable[[int], None], check: Callable[[], None]) -> None:
         self.taken_bytes: int = 0
         """Bytes of frames that were decoded."""
         self._step_bytes = step_bytes
-        self._checked_bytes = 0
+        self.look_at_bytes: int = step_bytes
+        """The value of `taken_bytes` from which on `look` is due."""
         self._mark: int | None = None
         """The last mark that came, until it was told."""
         self._tell = tell
         self._check = check
 
     def took(self, size_bytes: int) -> None:
-        """Count a frame that was decoded."""
+        """Count a frame that was decoded; `Inbound` has a copy for a BATCH."""
         self.taken_bytes += size_bytes
-        if self.taken_bytes - self._checked_bytes >= self._step_bytes:
-            self._checked_bytes = self.taken_bytes
-            self._check()
+        if self.taken_bytes >= self.look_at_bytes:
+            self.look()
+
+    def look(self) -> None:
+        """Look whether the peer takes something itself, and note when to look again."""
+        self.look_at_bytes = self.taken_bytes + self._step_bytes
+        self._check()
 
     def marked(self, mark: int, *, at_once: bool) -> None:
         """Take a mark of the peer, and tell it now, or with the next tick."""

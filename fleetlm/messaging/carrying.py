@@ -24,8 +24,9 @@ import logging
 import math
 from collections.abc import Awaitable, Iterator, Mapping
 from contextvars import Context, ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fleetlm.records import Row
 from fleetlm.texts import SHORT
 from fleetlm.wire.carriers import MAX_NAME_CHARS, Value, may_travel, pack_carrier, size_of, unpack_carrier
 from fleetlm.wire.invocation import Invoke
@@ -61,7 +62,7 @@ class Asked(Protocol):
         """
 
 
-class Served(NamedTuple):
+class Served(Row):
     """A request that a process serves, for `Tracer.serve`."""
 
     pid: Pid
@@ -97,7 +98,7 @@ class Tracer(Protocol):
         """Return what does the same as ``work``, the run of a handler, and traces it."""
 
 
-class Handling(NamedTuple):
+class Handling(Row):
     """The handler that runs in a context, for logs."""
 
     pid: Pid

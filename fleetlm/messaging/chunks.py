@@ -1,11 +1,12 @@
 """Large messages in chunks, so that heartbeats and small messages do not wait behind them.
 
 **Sending.** A message above `Settings.large_bytes` is a *transfer* and waits in the *lane* of its sender.
-Its chunks have up to `Settings.chunk_bytes`; they are slices of the message and of its blobs, and are lent
-to the transport. Lanes take turns, one chunk each, as long as less than `Settings.bulk_window_bytes` of
-chunks are in flight; small messages of other senders pass between the chunks. Messages from one sender to
-one receiver arrive in the order sent, so whatever the same sender sends later queues in its lane too, and
-the lane is gone when it is empty.
+Its chunks have up to `Settings.chunk_bytes`, and more where no small messages pass them
+(`messaging.byte_windows`); they are slices of the message and of its blobs, and are lent to the transport.
+Lanes take turns, one chunk each, as long as less than `Settings.bulk_window_bytes` of chunks are in flight;
+small messages of other senders pass between the chunks. Messages from one sender to one receiver arrive in
+the order sent, so whatever the same sender sends later queues in its lane too, and the lane is gone when it
+is empty.
 
 A lane outlives its sender: a process that has ended may still have messages there, and its exit signals
 must not overtake them. `Lanes.ended` therefore keeps the number of the ended process until its lane is
@@ -26,8 +27,8 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Hashable
-from typing import NamedTuple
 
+from fleetlm.records import Row
 from fleetlm.wire.blobs import MAX_BLOBS, MIN_BLOB_BYTES, Hold, Packed, Parcel
 from fleetlm.wire.frames import BadFrame, Chunk
 
@@ -35,7 +36,7 @@ MAX_TRANSFERS = 16_384
 """Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
 
 
-class AnswerLane(NamedTuple):
+class AnswerLane(Row):
     """The sender of the answers to one request of the peer: its items in order, and then its end."""
 
     ref: int
@@ -264,7 +265,7 @@ class Lanes:
             self.is_behind = self.answer_bytes >= self._answer_limit_bytes
 
 
-class Whole(NamedTuple):
+class Whole(Row):
     """A large message that has come."""
 
     envelope: bytes
@@ -277,7 +278,7 @@ class Whole(NamedTuple):
 class _Unfinished:
     """A large message of which a part has come."""
 
-    __slots__ = ("_blob_sizes", "_filled", "_hold", "left_bytes", "total_bytes", "units")
+    __slots__ = ("_blob_sizes", "_filled", "_first", "_hold", "left_bytes", "total_bytes", "units")
 
     def __init__(self, units: int, total_bytes: int, blob_sizes: tuple[int, ...]) -> None:
         self.units: int = units
@@ -286,6 +287,13 @@ class _Unfinished:
         self._blob_sizes = blob_sizes
         self._hold = Hold(total_bytes - sum(blob_sizes))
         self._filled: list[Hold] = []
+        self._first: Hold | None = None
+        """The hold of the first blob, if a part of it is received before the envelope is taken."""
+
+    def first_room(self, size_bytes: int) -> memoryview:
+        """Return the memory of the first piece of the first blob. The envelope is filled before it."""
+        self._first = Hold(self._blob_sizes[0])
+        return self._first.room(size_bytes)
 
     def room(self, size_bytes: int) -> memoryview | None:
         """Return the memory of the next piece, or None if it does not lie in one buffer."""
@@ -303,7 +311,8 @@ class _Unfinished:
             if not hold.left_bytes:
                 self._filled.append(hold)
                 if len(self._filled) <= len(self._blob_sizes):
-                    self._hold = Hold(self._blob_sizes[len(self._filled) - 1])
+                    first, self._first = self._first, None
+                    self._hold = first or Hold(self._blob_sizes[len(self._filled) - 1])
 
     def whole(self) -> Whole:
         """Return what has come; nothing must be left."""
@@ -322,6 +331,35 @@ class Reassembly:
         self._limit_bytes = limit_bytes
         self._claimed_bytes = 0
         self._unfinished: dict[int, _Unfinished] = {}
+        self._expected: tuple[tuple[object, ...], _Unfinished] | None = None
+        """The message whose first chunk is being received, behind all fields of that chunk but its piece."""
+
+    def first_room(self, chunk: Chunk, size_bytes: int) -> memoryview | None:
+        """Return the memory in which the end of a first chunk may be received: that of the first blob.
+
+        `add` takes it as the tail then. Until that the message counts nothing: one at a time is expected.
+
+        Args:
+            chunk: what has come of the first chunk of a message.
+            size_bytes: of the content in the whole chunk.
+
+        Returns:
+            None if the chunk does not end in the first blob, or its envelope has not come whole, or if `add`
+            would refuse it.
+        """
+        self._expected = None
+        sizes = chunk.blob_sizes
+        envelope_bytes = chunk.total_bytes - sum(sizes)
+        blob_bytes = size_bytes - envelope_bytes
+        if not (0 < envelope_bytes <= len(chunk.piece) and 0 < blob_bytes <= sizes[0]):
+            return None
+        try:
+            self._check_first(chunk)
+        except BadFrame:
+            return None
+        unfinished = _Unfinished(chunk.units, chunk.total_bytes, sizes)
+        self._expected = chunk[:-1], unfinished
+        return unfinished.first_room(blob_bytes)
 
     def room(self, number: int, size_bytes: int) -> memoryview | None:
         """Return the memory in which the next chunk may be received; `add` takes it as the tail then.
@@ -374,6 +412,15 @@ class Reassembly:
 
     def _begin(self, chunk: Chunk) -> _Unfinished:
         """Take the first chunk of a message. Raises: BadFrame."""
+        self._check_first(chunk)
+        self._claimed_bytes += chunk.total_bytes
+        expected, self._expected = self._expected, None
+        if expected is not None and expected[0] == chunk[:-1]:
+            return expected[1]
+        return _Unfinished(chunk.units, chunk.total_bytes, chunk.blob_sizes)
+
+    def _check_first(self, chunk: Chunk) -> None:
+        """Check the first chunk of a message. Raises: BadFrame."""
         total_bytes, sizes = chunk.total_bytes, chunk.blob_sizes
         if total_bytes > self._limit_bytes - self._claimed_bytes:
             raise BadFrame(f"large messages of more than {self._limit_bytes:,} bytes at a time")
@@ -381,5 +428,3 @@ class Reassembly:
             raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
         if sizes and (sum(sizes) >= total_bytes or min(sizes) < MIN_BLOB_BYTES or len(sizes) > MAX_BLOBS):
             raise BadFrame("a large message with blobs that no node sends")
-        self._claimed_bytes += total_bytes
-        return _Unfinished(chunk.units, total_bytes, sizes)

@@ -38,14 +38,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
-    BATCH_ON_LOOP_BYTES,
     MOST_STEPS_ON_LOOP,
-    NO_COLLECTION,
     Unpacked,
-    is_much,
     takes_long,
     unpack,
     unpack_batch,
+    unpack_long_batch,
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
@@ -62,7 +60,15 @@ from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
+from fleetlm.wire.frames import (
+    CHUNK_HEAD,
+    HEADER,
+    HEADER_BYTES,
+    BadFrame,
+    Kind,
+    read_chunk,
+    read_header,
+)
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import (
     COUNT_END,
@@ -91,15 +97,15 @@ SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
-COLLECTED_BYTES = 32 * 1024
-"""While a larger batch is unpacked, the collector of cyclic garbage is off; see `beside`."""
-_ARRAY32 = 0xDD
-"""msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
-_COUNT = slice(HEADER_BYTES + 1, HEADER_BYTES + 5)
-"""Where that length is in the frame of a batch."""
+_SHORT_BYTES = MAX_BATCH_MESSAGES
+"""A shorter frame cannot hold too many messages, each of which has a byte at least. A copy costs less than a
+view."""
 _BATCH = Kind.BATCH
+_unpack_header = HEADER.unpack_from
 _NO_TAIL = memoryview(b"")
 _REPLY, _ITEM, _HANDLE, _CALLS = Op.REPLY, Op.ITEM, Op.HANDLE, (Op.CALL, Op.HANDLE)
+_KEYS = (str, int)
+"""Types of what names a process."""
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
@@ -154,6 +160,8 @@ class Inbound:
 
     Attributes:
         unpack_beside: calls a function beside the loop, and then `take_unpacked` with its result.
+        turn_s: as the argument.
+        until: when the present turn is over, on the clock of the system.
         pause_s: seconds for which the rest of the node comes first after a turn, if it has work to do.
         still_served: numbers of processes that get new work while this node drains, since they refuse by
             themselves what they do not take.
@@ -179,11 +187,10 @@ class Inbound:
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
         self.unpack_beside: Callable[[Session, Callable[[], Unpacked]], None] = _never
-        self._turn_s = turn_s
+        self.turn_s: float = turn_s
         self.pause_s: float = 0.0 if turn_s == math.inf else turn_s
         self._taps = Taps() if taps is None else taps
-        self._until = math.inf
-        """When the turn is over, on the clock of the system."""
+        self.until: float = math.inf
         self._is_late = False
         """Whether an operation has found that the turn is over."""
         self.still_served: set[int | str] = set()
@@ -195,11 +202,11 @@ class Inbound:
 
     def begin_turn(self) -> None:
         """Note that a turn begins, in which frames are taken."""
-        self._until = monotonic() + self._turn_s
+        self.until = monotonic() + self.turn_s
 
     def is_over(self) -> bool:
         """Whether the time of the turn is over."""
-        return monotonic() >= self._until
+        return monotonic() >= self.until
 
     def frame(self, session: Session, frame: bytes, tail: memoryview | None = None) -> Rest | None:
         """Take a BATCH or a CHUNK frame of a session.
@@ -216,45 +223,31 @@ class Inbound:
         Raises:
             BadFrame: the peer broke the protocol, or a frame was lost; the session must go down.
         """
-        kind, epoch, seq = read_header(frame)
-        session.incoming.accept(epoch, seq)
+        if len(frame) < HEADER_BYTES:
+            read_header(frame)  # It raises.
+        kind, epoch, seq = _unpack_header(frame)
+        incoming = session.incoming
+        if seq != incoming.seq or epoch != incoming.epoch:
+            incoming.accept(epoch, seq)  # It raises.
+        incoming.seq = seq + 1
         session.peer.last_heard = self._clock()
-        body = memoryview(frame)[HEADER_BYTES:]
         if kind == _BATCH and tail is None:
-            if body and body[0] == _ARRAY32 and int.from_bytes(frame[_COUNT], "big") > MAX_BATCH_MESSAGES:
-                raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
-            if len(body) > BATCH_ON_LOOP_BYTES and is_much(body):
-                session.byte_credit.took(len(frame))
-                self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
-                return None
-            try:
-                messages = self._read_batch(session, body)
-            except TooManySteps:
-                session.byte_credit.took(len(frame))
-                self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
-                return None
-            session.byte_credit.took(len(frame))
+            messages = self._read_batch(session, frame)
         elif kind == Kind.CHUNK:
-            whole = self._take_chunk(session, body, tail)
-            if whole is None:
-                return None
-            if takes_long(whole):
-                self.unpack_beside(session, partial(unpack, self._codec, whole, session.arrivals.limit))
-                return None
-            messages = self._read_large(session, whole)
+            messages = self._read_chunk(session, memoryview(frame)[HEADER_BYTES:], tail)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
-        return self._begin(session, messages)
+        session.messages_received += len(messages)
+        if len(messages) > SLICE_MESSAGES:
+            return self._begin(session, messages)
+        unread = iter(messages)  # As `go_on`, for one slice.
+        self._is_late = False
+        self._deliver(session, unread)
+        left = list(unread) if self._is_late else None
+        return iter((left,)) if left else None
 
     def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
-        """Deliver the messages of a frame. Returns and raises: as `frame`."""
-        session.messages_received += len(messages)
-        if len(messages) <= SLICE_MESSAGES:  # As `go_on`, for one slice.
-            unread = iter(messages)
-            self._is_late = False
-            self._deliver(session, unread)
-            left = list(unread) if self._is_late else None
-            return iter((left,)) if left else None
+        """Deliver the messages of a long frame. Returns and raises: as `frame`."""
         starts = range(0, len(messages), SLICE_MESSAGES)
         return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
 
@@ -266,6 +259,7 @@ class Inbound:
             raise BadFrame(f"a large message or batch that cannot be read: {error}") from None
         if failures:
             messages = self._drop_unreadable(session, messages)
+        session.messages_received += len(messages)
         return self._begin(session, messages)
 
     def go_on(self, session: Session, rest: Rest) -> Rest | None:
@@ -274,29 +268,48 @@ class Inbound:
             unread = iter(messages)
             self._is_late = False
             self._deliver(session, unread)
-            if self._is_late or monotonic() >= self._until:
+            if self._is_late or monotonic() >= self.until:
                 left = list(unread)
                 return chain((left,), rest) if left else _unless_empty(rest)
         return None
 
-    def _read_batch(self, session: Session, body: memoryview) -> list[Any]:
-        """Decode the messages of a BATCH. Returns those that can be read."""
-        failures = self._codec.failures
+    def _read_batch(self, session: Session, frame: bytes) -> list[Any]:
+        """Decode the messages of a BATCH. Returns those that can be read here and now."""
+        codec, credit, size_bytes = self._codec, session.byte_credit, len(frame)
+        failures = codec.failures
+        body: bytes | memoryview
         try:
-            if len(body) <= COLLECTED_BYTES:
-                messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
+            if size_bytes <= _SHORT_BYTES:
+                body = frame[HEADER_BYTES:]
+                messages = codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
-                with NO_COLLECTION:
-                    messages = self._codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
+                body = memoryview(frame)[HEADER_BYTES:]
+                messages = unpack_long_batch(codec, body)
+        except TooManySteps:
+            credit.took(size_bytes)
+            limit = session.arrivals.limit
+            self.unpack_beside(session, partial(unpack_batch, codec, memoryview(body), limit))
+            return []
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
-        if len(messages) > MAX_BATCH_MESSAGES:
-            raise BadFrame(f"a batch of {len(messages):,} messages")
-        if self._codec.values >= LEAST_WEIGHED_VALUES or len(body) >= UNIT_BYTES:
+        if codec.values >= LEAST_WEIGHED_VALUES or size_bytes >= UNIT_BYTES:
             self._check_units(session, messages, body)
-        if self._codec.failures != failures:
+        if codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
+        credit.taken_bytes += size_bytes  # `ByteCredit.took` inline.
+        if credit.taken_bytes >= credit.look_at_bytes:
+            credit.look()
         return messages
+
+    def _read_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> list[Any]:
+        """Take a CHUNK. Returns the message if it is whole now, and can be read here and now."""
+        whole = self._take_chunk(session, body, tail)
+        if whole is None:
+            return []
+        if takes_long(whole):
+            self.unpack_beside(session, partial(unpack, self._codec, whole, session.arrivals.limit))
+            return []
+        return self._read_large(session, whole)
 
     def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
         """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
@@ -325,9 +338,13 @@ class Inbound:
         if start[0] != Kind.CHUNK or len(body) < CHUNK_HEAD.size:
             return None
         number, *_, blobs = CHUNK_HEAD.unpack_from(body)
-        if blobs:  # Their sizes stand in the first chunk of a message, for which there is no buffer yet.
+        if not blobs:
+            return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
+        try:
+            chunk = read_chunk(body)
+        except BadFrame:  # The sizes of its blobs have not come.
             return None
-        return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
+        return session.reassembly.first_room(chunk, size_bytes - chunk.overhead_bytes)
 
     def _read_large(self, session: Session, whole: Whole) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""
@@ -378,18 +395,17 @@ class Inbound:
                             future.set_result(value)
                         continue
                     to, found = message[1], None
-                    if operation in _CALLS and len(message) == 6:
-                        found = self._box_for_call(session, to, run, box)
-                    if found is None:
+                    if operation in _CALLS and len(message) == 6 and type(to) in _KEYS:
+                        found = self._boxes.get(to)
+                    now = now or self._clock()
+                    if found is None or (payload := self._open_small(session, message, now)) is None:
                         if run is not _NO_RUN:
                             self._count_arrivals(session, run, len(queue) - before, box)
-                            run = _NO_RUN
+                            run, box = _NO_RUN, None
                         self._perform(session, message)
                         if self._is_late:
                             return
                         continue
-                    now = now or self._clock()
-                    payload = self._open_small(session, message, now)
                     if found is box and to == run:
                         queue.append(payload)
                         continue
@@ -403,26 +419,20 @@ class Inbound:
                     box.put(payload)
                     queue = box.queue
                     before = len(queue) - 1
-            if run is not _NO_RUN:
-                self._count_arrivals(session, run, len(queue) - before, box)
+            if box is not None:
+                session.arrivals.received(run, len(queue) - before, box)
+            elif run is not _NO_RUN:
+                self._count_arrivals(session, run, len(queue), None)
         except NONSENSE as error:
             raise BadFrame(f"a malformed message: {text_of(error)}") from error
         finally:
             self._unclaimed.clear()
 
-    def _box_for_call(self, session: Session, to: Any, run: Any, box: Mailbox | None) -> Mailbox | None:
-        """Return the mailbox that a call goes into, or None if it must take the slow way.
-
-        ``box`` is the mailbox of the present run, to ``run``.
-        """
-        if session.refuses or len(session.requests) >= self._max_open_calls:
+    def _open_small(self, session: Session, message: list[Any], now: float) -> Call | None:
+        """Enter a CALL or HANDLE of one unit as open, unless it takes the slow way. Raises as `_perform`."""
+        requests = session.requests
+        if session.refuses or len(requests) >= self._max_open_calls:
             return None
-        if to == run:
-            return box
-        return self._boxes.get(checked_destination(to))
-
-    def _open_small(self, session: Session, message: list[Any], now: float) -> Call:
-        """Enter a CALL or HANDLE of one unit as open. Raises as `_perform` does."""
         operation, _, payload, ref, timeout_ms, in_flight = message  # `operations.read_call` inline.
         if not (type(ref) is type(timeout_ms) is type(in_flight) is int) or not (
             0 <= ref < COUNT_END and 0 <= timeout_ms < COUNT_END and 0 <= in_flight < COUNT_END
@@ -430,10 +440,9 @@ class Inbound:
             raise ValueError(f"a call with {SHORT.repr([ref, timeout_ms, in_flight])}")
         if operation == _HANDLE:
             payload = Invoke.of(payload)
-        requests = session.requests
         if ref in requests:
             raise ValueError(f"request {ref} is open already")
-        deadline = now + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+        deadline = now + (min(MAX_TIMEOUT_MS, timeout_ms)) / 1000
         began = -math.inf if in_flight else now
         call = requests[ref] = Call(payload, session, ref, deadline, self._clock, 0, math.inf, began)
         return call
@@ -502,7 +511,7 @@ class Inbound:
                 request.more(weight)
         else:
             self._perform_for_node(session, message)
-        self._is_late = monotonic() >= self._until
+        self._is_late = monotonic() >= self.until
 
     def _perform_for_node(self, session: Session, message: list[Any]) -> None:
         """Perform an operation that concerns the node itself. Raises as `_perform` does."""

@@ -62,7 +62,7 @@ class _Origin:
         weight: units of each message.
     """
 
-    __slots__ = ("end", "key", "start", "weight", "window")
+    __slots__ = ("end", "key", "start", "step", "weight", "window")
 
     def __init__(self, start: int, end: int, window: Window, key: Key, weight: int) -> None:
         self.start = start
@@ -70,14 +70,8 @@ class _Origin:
         self.window = window
         self.key = key
         self.weight = weight
-
-    @property
-    def step(self) -> int:
+        self.step: int = max(1, window.step // weight)
         """Messages after which it is worth telling the window."""
-        return max(1, self.window.step // self.weight)
-
-    def is_of(self, window: Window, key: Key, weight: int) -> bool:
-        return self.window is window and self.key == key and self.weight == weight
 
 
 class Owner(Protocol):
@@ -359,14 +353,20 @@ class Mailbox:
         """
         end = self.taken + len(self.queue)
         origins = self._origins
-        if origins is None:
+        if origins:
+            last = origins[-1]
+            if (
+                last.end == end - count
+                and last.window is window
+                and last.key == key
+                and last.weight == weight
+            ):
+                last.end = end  # `_due` is set already.
+                return
+        elif origins is None:
             origins = self._origins = []
-        last = origins[-1] if origins else None
-        if last is not None and last.end == end - count and last.is_of(window, key, weight):
-            last.end = end
-        else:
-            last = _Origin(end - count, end, window, key, weight)
-            origins.append(last)
+        last = _Origin(end - count, end, window, key, weight)
+        origins.append(last)
         self._due = min(self._due, self.taken + last.step)
 
     def settle(self) -> None:

@@ -1,14 +1,14 @@
 """One request to many processes, encoded once, with one outcome for each.
 
-Calls that can be sent at once get no task of their own, which would cost more than all the rest; one timer
-ends them all. Those that must wait for room, and those of this node, run in tasks of their own, on behalf of
-the caller: their requests stay behind what it sent before.
+Calls that can be sent at once get no task of their own, which would cost more than all the rest; one entry in
+the wheel ends them all. Those that must wait for room, and those of this node, run in tasks of their own, on
+behalf of the caller: their requests stay behind what it sent before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import FleetError
@@ -85,87 +85,125 @@ class Multicall:
 
     async def _ask(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """Call each process with the same message."""
-        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
-        payload = self._outbound.pack_payload(message)
-        deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task(self._loop)
-        asked: list[_Asked] = []
-        calls = [
-            self._ask_at_once(to, message, payload, timeout_s, sender, asked)
-            or self._ask_later(to, message, payload, timeout_s, deadline, sender)
-            for to in targets
-        ]
+        outbound = self._outbound
+        asking = _Asking(self._codec, outbound, message, min(timeout_s, MAX_TIMEOUT_S))
+        asked = asking.asked
+        calls = [asking.ask(to) for to in targets]
         for session in {id(session): session for session, *_ in asked}.values():
             session.flush_batch()  # Nothing follows: they need not wait for the end of the turn.
-        timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
+        slot = outbound.wheel.enter(asking, asking.deadline, "", timeout_s)
         try:
             if asked and len(asked) == len(targets):
                 results = await _outcomes(asked)
             else:
                 results = await asyncio.gather(*calls, return_exceptions=True)
         finally:
-            timer.cancel()
+            slot.pop(asking, None)
             for session, ref, _, _, key in asked:
                 session.call_ended(key)
-                self._outbound.close_request(session, ref, sender)
+                if ref in session.calls:
+                    outbound.close_request(session, ref, asking.sender)
         for result in results:
             if isinstance(result, BaseException):
-                self._outbound.count_failure(result)
+                outbound.count_failure(result)
                 if not isinstance(result, FleetError):
                     raise result
         return results
 
-    def _ask_at_once(
-        self, to: Target, message: Any, payload: Payload, timeout_s: float, sender: Hashable,
-        asked: list[_Asked],
-    ) -> asyncio.Future[Any] | None:  # fmt: skip
-        """Send one call without a task of its own.
+
+class _Asking:
+    """What all calls of one multicall share; to the wheel, they end together.
+
+    Args:
+        codec: packs the keys of processes.
+        outbound: as for `Multicall`.
+        message: for each process.
+        timeout_s: seconds for all of them.
+
+    Attributes:
+        asked: the calls that were sent without a task of their own.
+        deadline: on the loop's clock, in seconds.
+        sender: on whose behalf they are sent: the current task.
+    """
+
+    __slots__ = (
+        "_began", "_codec", "_keys", "_loop", "_message", "_outbound", "_payload", "_timeout_s",
+        "_to_actor", "asked", "deadline", "sender",
+    )  # fmt: skip
+
+    def __init__(self, codec: Codec, outbound: Outbound, message: Any, timeout_s: float) -> None:
+        self._codec = codec
+        self._outbound = outbound
+        self._loop = loop = outbound.waits.loop
+        self._message = message
+        self._to_actor = type(message) is Invoke
+        self._payload: Payload = outbound.pack_payload(message)
+        self._timeout_s = timeout_s
+        self._began = began = loop.time()
+        self._keys: dict[Key, bytes] = {}
+        """The keys that were packed: processes of the same name on many nodes are usual."""
+        self.asked: list[_Asked] = []
+        self.deadline: float = began + timeout_s
+        self.sender: Hashable = asyncio.current_task(loop)
+
+    def ask(self, to: Target) -> Awaitable[Any]:
+        """Send one call without a task of its own if that can be done at once.
 
         Returns:
-            The future of its outcome; None if it must wait, stays on this node, or cannot be sent.
+            What has its outcome: a future. Or the call that must wait, stays on this node, or cannot be sent.
         """
+        outbound = self._outbound
         try:
-            session, key = self._outbound.route(to)
+            session, key = outbound.route(to)
             if session is None:
-                return None
-            ref = self._outbound.take_ref()
-            packed = self._pack(session, key, message, payload, ref, timeout_s, self._loop.time())
-            extra_bytes = payload.extra_bytes
-            if session.admit(key, packed, sender, extra_bytes=extra_bytes, is_call=True) is not None:
-                return None
+                return self._ask_later(to)
+            ref, extra_bytes = outbound.take_ref(), self._payload.extra_bytes
+            packed = self._pack(session, key, ref, self._timeout_s)
+            if session.admit(key, packed, self.sender, extra_bytes=extra_bytes, is_call=True) is not None:
+                return self._ask_later(to)
         except (FleetError, TypeError, ValueError):
-            return None  # `_ask_later` raises it again, where it becomes a result.
+            return self._ask_later(to)  # It is raised again there, where it becomes a result.
         future = session.calls[ref] = self._loop.create_future()
-        asked.append((session, ref, future, to, key))
+        self.asked.append((session, ref, future, to, key))
         return future
 
-    async def _ask_later(
-        self, to: Target, message: Any, payload: Payload, timeout_s: float, deadline: float, sender: Hashable
-    ) -> Any:
-        """Make one call that `_ask_at_once` could not, on behalf of ``sender``."""
-        outbound = self._outbound
+    async def _ask_later(self, to: Target) -> Any:
+        """Make one call that could not be sent at once, on behalf of ``sender``."""
+        outbound, deadline, timeout_s, sender = self._outbound, self.deadline, self._timeout_s, self.sender
         session, key = outbound.route(to)
         if session is None:
-            return await outbound.call_here(to, key, message, timeout_s, deadline)
+            return await outbound.call_here(to, key, self._message, timeout_s, deadline)
         if session.obstacle(key, 0, sender) is not None:
             await outbound.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
-        ref = outbound.take_ref()
-        left_s = deadline - self._loop.time()
-        packed = self._pack(session, key, message, payload, ref, left_s, deadline - timeout_s)
-        extra_bytes = payload.extra_bytes
+        ref, extra_bytes = outbound.take_ref(), self._payload.extra_bytes
+        packed = self._pack(session, key, ref, deadline - self._loop.time())
         return await outbound.request(session, to, ref, packed, timeout_s, deadline, sender, key, extra_bytes)
 
-    def _pack(
-        self, session: Session, key: Key, message: Any, payload: Payload, ref: int, timeout_s: float,
-        began: float,
-    ) -> Packed:  # fmt: skip
+    def _pack(self, session: Session, key: Key, ref: int, timeout_s: float) -> Packed:
         """Pack one call. Raises: Draining: the node refuses new work, so that this is not sent."""
-        in_flight = self._outbound.in_flight.admit(session, began)
-        packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
-        to_actor = type(message) is Invoke
-        return payload.beside(
-            operations.packed_call(packed_to, payload.packed, ref, timeout_ms, in_flight, to_actor=to_actor)
+        drains, payload = self._outbound.in_flight, self._payload
+        in_flight = drains.admit(session, self._began) if drains.is_watched else 0
+        packed_to = self._keys.get(key)
+        if packed_to is None:
+            packed_to = self._keys[key] = self._codec.pack_value(key)
+        packed = operations.packed_call(
+            packed_to, payload.packed, ref, max(1, int(timeout_s * 1000)), in_flight, to_actor=self._to_actor
         )
+        return payload.beside(packed) if payload.blobs else packed
+
+    # `Waiting`, for the wheel.
+
+    def done(self) -> bool:
+        """Whether all calls have their outcomes: it leaves the wheel then."""
+        return False
+
+    def set_result(self, value: Any, /) -> None:
+        """Do nothing: no reply is for all of them."""
+
+    def set_exception(self, error: BaseException, /) -> None:  # noqa: ARG002  # each has its own
+        """Let each call that has no outcome yet end: this is the deadline."""
+        for _, _, future, to, _ in self.asked:
+            expire(future, to, self._timeout_s)
 
 
 async def _outcomes(asked: list[_Asked]) -> list[Any]:
@@ -187,8 +225,3 @@ async def _outcomes(asked: list[_Asked]) -> list[Any]:
                 future.exception()  # Nobody looks at it any more, which asyncio would report.
         raise
     return outcomes
-
-
-def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
-    for _, _, future, to, _ in asked:
-        expire(future, to, timeout_s)

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from threading import get_ident
@@ -297,7 +298,7 @@ class Outbound:
                 held_now = held[key]
             except KeyError:
                 held_now = check_new_key(key)
-            timeout_ms = max(1, int(timeout_s * 1000))
+            timeout_ms = int(timeout_s * 1000) if timeout_s > 0.001 else 1
             if held_now >= session.held_limit or (session.is_slow and session.is_full):
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
                 timeout_ms = max(1, int((deadline - loop.time()) * 1000))
@@ -332,7 +333,10 @@ class Outbound:
                 slot.pop(future, None)
                 if wait is not None:
                     self.waits.end(wait)
-                session.call_ended(key)
+                if session.open_calls.get(key) == 1:  # `Session.call_ended` inline.
+                    del session.open_calls[key]
+                else:
+                    session.call_ended(key)
                 if session.calls.pop(ref, None) is not None:
                     session.control(operations.cancel(ref), after=task)
             turns = self._turns
@@ -387,7 +391,7 @@ class Outbound:
         """
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
-        if self._home._thread_id != get_ident():  # noqa: SLF001
+        if self._home._thread_id != get_ident() and _get_running_loop() is not self._loop:  # noqa: SLF001
             check_loop(self._loop, "A method that sends or asks")
         if isinstance(to, tuple):  # the usual case: a connected node
             name, node = to

@@ -55,6 +55,7 @@ import msgpack
 from fleetlm.call import Call, TooLargeForPeer
 from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
+    ALONE_CHUNKS,
     MAX_WINDOWS_WITHOUT_CREDIT,
     TOLD_SHARE,
     ByteCredit,
@@ -121,12 +122,12 @@ class Session:
 
     __slots__ = (
         "_batch", "_batch_bytes", "_batch_calls", "_batch_limit", "_batch_limit_bytes", "_codec",
-        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall",
-        "_transport", "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed",
-        "denied", "has_ticked", "held", "held_limit", "incarnation", "incoming", "is_slow", "lanes",
-        "light_bytes", "messages_received", "messages_sent", "name", "open_calls", "outgoing",
-        "peer", "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes",
-        "unknown_topics", "up_at", "urgent_ref", "windows",
+        "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall", "_transport",
+        "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed", "denied", "has_ticked",
+        "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow", "lanes", "light_bytes",
+        "messages_received", "messages_sent", "name", "open_calls", "outgoing", "peer", "plain_bytes",
+        "reassembly", "refuses", "requests", "settlement", "small_bytes", "unknown_topics", "up_at",
+        "urgent_ref", "windows",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
@@ -153,6 +154,8 @@ class Session:
         """Whether this node has sent a tick."""
         self.is_slow: bool = False
         """Whether sends leave the fast path: the window is full, lanes are in use, or the session is over."""
+        self.is_behind: bool = False
+        """See `Caller`: whether `Lanes.is_behind`, since each call that a process takes asks for it."""
         self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
@@ -177,6 +180,11 @@ class Session:
             settings.max_unread_bytes,
             settings.chunk_bytes,
             asyncio.get_running_loop().time,
+            min(
+                ALONE_CHUNKS * settings.chunk_bytes,
+                settings.bulk_window_bytes // 2,
+                settings.max_frame_bytes // 2,
+            ),
         )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(
@@ -319,17 +327,20 @@ class Session:
             InvalidName, NotAllowed: as `obstacle`.
         """
         size = len(packed)
-        obstacle = self.obstacle(key, size, sender)  # None when the session is over: `append` raises then.
-        if obstacle is not None:
-            return obstacle
-        if key is NODE:
-            self.append(packed, sender)
-            return None
+        held = self.held
+        is_small = size + extra_bytes < self.plain_bytes
+        if key is NODE or not is_small or self.is_slow or held.get(key, self.held_limit) >= self.held_limit:
+            # None when the session is over: `append` raises then.
+            obstacle = self.obstacle(key, size, sender)
+            if obstacle is not None:
+                return obstacle
+            if key is NODE:
+                self.append(packed, sender)
+                return None
         weight = 1
-        if size + extra_bytes >= self.plain_bytes:
+        if not is_small:
             packed, weight = weighed(packed, extra_bytes, self.held_limit, self.small_bytes)
         self.append(packed, sender, weight)
-        held = self.held
         held[key] = held.get(key, 0) + weight
         if is_call:
             self.open_calls[key] = self.open_calls.get(key, 0) + 1
@@ -387,8 +398,9 @@ class Session:
         self.control(operations.taken(key, count))
 
     def _update_is_slow(self) -> None:
-        window = self.byte_window
-        self.is_slow = bool(self.closed or self.lanes or window.in_flight_bytes >= window.limit_bytes)
+        window, lanes = self.byte_window, self.lanes
+        self.is_slow = bool(self.closed or lanes or window.in_flight_bytes >= window.limit_bytes)
+        self.is_behind = lanes.is_behind
 
     # Sending.
 
@@ -497,6 +509,7 @@ class Session:
             if size > self.small_bytes or self.lanes.has(sender):
                 self._queue(packed, sender, units)
                 return True
+            self.byte_window.passed()
         assert isinstance(packed, bytes)
         return self._to_batch(packed, size)
 
@@ -533,19 +546,25 @@ class Session:
         elif window.in_flight_bytes + self._batch_bytes >= window.limit_bytes or self.lanes.has(lane):
             self._queue(packed, lane, units)
         else:
+            if self.lanes:
+                window.passed()
             self._to_batch(packed, size)
 
     def _flush_batch(self) -> None:
-        """Send the batch as one frame and begin a new one."""
-        batch = self._batch
+        """Send the batch as one frame, and a mark behind it where one is due; begin a new batch."""
+        batch, outgoing, window = self._batch, self.outgoing, self.byte_window
         count = len(batch) - 1
-        batch[0] = self.outgoing.batch_header(count)
+        batch[0] = outgoing.batch_header(count)
         frame = b"".join(batch)
         self._batch = [b""]
         self._batch_bytes = 0
         self._last_count = count
         self.messages_sent += count
-        self._send_frame(frame)
+        if window.sent(len(frame)) or self.is_slow:
+            if self._send(frame) and window.is_mark_due:
+                self.mark(at_once=True)
+        elif not self._transport.send(outgoing.channel, frame):  # As `_send`, if the window is not full.
+            self._lost(self, SENDING_FAILED)
 
     def _flush_lanes(self) -> None:
         """Send what waits in lanes while the window has room, and chunks while their own window has it."""
@@ -576,13 +595,6 @@ class Session:
             chunk = chunk._replace(mark=window.mark(at_once=True) or 0)
         self._send(chunk.pack(self.outgoing.header(Kind.CHUNK)), tail)
 
-    def _send_frame(self, frame: bytes) -> None:
-        """Send a BATCH frame, and a mark for everything until its end where one is due."""
-        window = self.byte_window
-        window.sent(len(frame))
-        if self._send(frame) and window.is_mark_due:
-            self.mark(at_once=True)
-
     def _send(self, frame: bytes, tail: memoryview | None = None) -> bool:
         """Hand a frame that was counted to the transport; a broken channel ends the connection."""
         window = self.byte_window
@@ -607,11 +619,11 @@ class Session:
                 if size > self._limit_bytes:
                     raise self._too_large(size)
                 self._answer(packed, AnswerLane(ref))
-            elif len(requests) > 1 or self._last_count > 1:
+            elif len(requests) > 1:
                 self.append(packed)
                 if len(self._batch) > self._batch_calls:
                     self._flush_batch()
-            else:  # Nothing else of the peer is being served: it need not wait for the end of the turn.
+            else:  # Nothing else of the peer is being served: nothing could join it at the end of the turn.
                 self._batch.append(packed)  # type: ignore[arg-type]  # As in `append`.
                 self._flush_batch()
         requests.pop(ref, None)
@@ -653,11 +665,6 @@ class Session:
         if size_bytes > self._own_limit_bytes:
             return MessageTooLarge(size_bytes, self._own_limit_bytes)
         return TooLargeForPeer(size_bytes, self._limit_bytes, f"Settings.max_message_bytes of {self.name}")
-
-    @property
-    def is_behind(self) -> bool:
-        """See `Caller`."""
-        return self.lanes.is_behind
 
     async def caught_up(self) -> None:
         """Return when this session is not behind any more, or is over."""
@@ -718,6 +725,7 @@ class Session:
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()
+        self.is_behind = False
         self.byte_window.close()
         calls, self.calls = self.calls, {}
         for ref, future in calls.items():

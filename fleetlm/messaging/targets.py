@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from fleetlm.errors import CallTimeout
 from fleetlm.ids import Pid
+from fleetlm.records import Row
 from fleetlm.wire.blobs import Packed, Parcel
 
 Target = Pid | str | tuple[str, str]
@@ -16,7 +17,7 @@ MAX_TIMEOUT_S = 86_400.0
 """One day. A longer deadline, ``inf`` included, is cut to it: a deadline travels as whole milliseconds."""
 
 
-class Payload(NamedTuple):
+class Payload(Row):
     """What many processes get, packed once."""
 
     packed: bytes

@@ -40,7 +40,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
@@ -113,6 +113,9 @@ class LocalProcesses:
         """The processes that are not gone, by number, in the order in which they were spawned."""
         self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
         """The processes whose tasks have not ended or that are still to be removed, killed ones included."""
+        self.of_task: Callable[[asyncio.Task[Any] | None], RunningProcess | None]
+        """Returns the process whose function runs in this task, or None."""
+        self.of_task = cast("Any", self._tasks.get)  # Each call asks.
         self._killed: dict[int, asyncio.Task[Any]] = {}
         """The tasks of killed processes that still clean up, by number."""
         self._ended: deque[asyncio.Task[Any]] = deque()
@@ -194,10 +197,6 @@ class LocalProcesses:
     def is_alive(self, number: int) -> bool:
         """Whether a process of this node has that number and is not gone."""
         return number in self._processes
-
-    def of_task(self, task: asyncio.Task[Any] | None) -> RunningProcess | None:
-        """Return the process whose function runs in this task, or None."""
-        return None if task is None else self._tasks.get(task)
 
     def by_number(self, number: int) -> RunningProcess | None:
         """Return the process with that number, or None if it is gone."""

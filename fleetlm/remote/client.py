@@ -17,7 +17,7 @@ from typing import TextIO
 
 from fleetlm.escapes import escape_on_terminal
 from fleetlm.records import Record
-from fleetlm.remote import protocol
+from fleetlm.remote import credentials, protocol
 from fleetlm.remote.finder import (
     NO_NODE,
     NOT_ALLOWED,
@@ -164,7 +164,7 @@ def describe_silence(node: str, seconds: float) -> str:
 
 def _check_owner(found: SocketFile, connected: socket.socket) -> None:
     """Raise RemoteFailure if the process that serves a socket is neither its owner's nor root's."""
-    peer = protocol.peer_credentials(connected)
+    peer = credentials.peer_credentials(connected)
     owner = os.lstat(found.folder).st_uid
     if peer is not None and peer[1] not in (owner, 0):
         text = f"{found.path} is served by user {peer[1]}, not by its owner, user {owner}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.names import NodeName
 from fleetlm.remote import health_socket
-from fleetlm.remote.protocol import peer_credentials
+from fleetlm.remote.credentials import peer_credentials
 
 if TYPE_CHECKING:
     from fleetlm.node import Node

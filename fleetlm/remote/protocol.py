@@ -2,7 +2,7 @@
 
 Transport: a Unix stream socket, ``<folder>/<node>.<pid>.sock``, never a network port. A client that may
 connect can run code as the node, so access is limited three times: the folder has mode 0700, the socket
-0600, and each side asks the kernel for the user of the other (`peer_credentials`). A folder that is a
+0600, and each side asks the kernel for the user of the other (`remote.credentials`). A folder that is a
 symbolic link, belongs to another user or is open to others is passed over by both sides, which say so: every
 user can make a folder in /tmp, and must not take the remote shell away with it. The next folder has to pass
 the same checks. The node binds the socket under a
@@ -265,12 +265,3 @@ def remove_if_stale(path: str) -> bool:
         except OSError:
             return False  # a process listens, but is slow to accept
     return False
-
-
-def peer_credentials(connected: socket.socket) -> tuple[int, int] | None:
-    """Return the peer's process id and user id, as the kernel knows them; None where it does not tell."""
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return None
-    pid, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, 12))
-    return int(pid), int(uid)

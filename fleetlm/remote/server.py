@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import FleetError
-from fleetlm.remote import facts, namespace, protocol
+from fleetlm.remote import credentials, facts, namespace, protocol
 from fleetlm.remote.evaluator import CAPTURE, Evaluator, Result, as_json, format_value
 from fleetlm.remote.protocol import BadMessage, Message
 from fleetlm.texts import text_of
@@ -204,7 +204,7 @@ class RemoteServer:
         """Return why a client must be refused, as a text and a kind for programs; None if it may enter."""
         if self._server is None:
             return "the node is stopping", "stopping"
-        peer = protocol.peer_credentials(writer.get_extra_info("socket"))
+        peer = credentials.peer_credentials(writer.get_extra_info("socket"))
         if peer is not None and peer[1] not in (os.getuid(), 0):
             log.warning("remote shell: refused a connection from user %d (process %d)", peer[1], peer[0])
             return f"the node runs as user {os.getuid()}, you are user {peer[1]}", "not_allowed"

@@ -40,7 +40,6 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.actors.sender import ActorSender
 from fleetlm.blocking import forks
-from fleetlm.blocking.pools import Blocking
 from fleetlm.core.connection import Identity
 from fleetlm.core.dns_answers import Outcome
 from fleetlm.core.kernel import Kernel
@@ -54,10 +53,7 @@ from fleetlm.entities.replicated_shards import ReplicatedShards
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
-from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.outbound import Outbound
-from fleetlm.messaging.retries import Retries
-from fleetlm.messaging.streams import Streams
 from fleetlm.messaging.turns import CountedTurns, Turns
 from fleetlm.messaging.waits import Wait, Waits
 from fleetlm.process import ProcessServices
@@ -73,7 +69,6 @@ from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub, RecentEvents
 from fleetlm.runtime.hooks import LeavingHooks
 from fleetlm.runtime.leaving import Leaving
-from fleetlm.runtime.limited_requests import LimitedRequests
 from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
@@ -88,12 +83,16 @@ from fleetlm.wire.rights import features_of
 from fleetlm.wire.table_topics import FEATURES as TABLES
 
 if TYPE_CHECKING:
+    from fleetlm.blocking.pools import Blocking
     from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
     from fleetlm.entities.info import KindInfo
     from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
+    from fleetlm.messaging.multicall import Multicall
+    from fleetlm.messaging.retries import Retries
     from fleetlm.messaging.session import Session
+    from fleetlm.messaging.streams import Streams
     from fleetlm.processes.running import RunningProcess
     from fleetlm.runtime.bootstrap import Prepared
     from fleetlm.runtime.overview import Overview
@@ -137,6 +136,7 @@ class Assembly:
         self.may_restart: bool = False
         """Whether what runs this node starts another one when this one stops with `restart_because`."""
         self.restart_because: str = ""
+        self._is_closed = False
         self.exposure_warning: str | None = prepared.exposure_warning
         self._make_values(prepared)
         me, codec, sessions = self.context, self.codec, self.context.sessions
@@ -153,7 +153,6 @@ class Assembly:
         )
         self.signals: Signals = Signals(me, codec, self.local)
         self.essential: Essential = Essential(essential_ended)
-        self.blocking: Blocking = Blocking(me.name, settings)
         # Messages.
         self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
@@ -164,15 +163,15 @@ class Assembly:
         self.full_mailboxes: FullMailboxes = FullMailboxes(
             sessions, self.outbound.waits, settings.stalled_after_s
         )
-        self.streams: Streams = Streams(self.outbound, settings, codec, loop)
         self._make_senders()
         self.factories: Factories = Factories(settings.max_factories)
         self.remote_spawn: RemoteSpawn = RemoteSpawn(
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
-            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns, me.taps
-        )
+            self.signals, self.remote_spawn, settings.mailbox_limit, lambda: self.blocking, self.turns,
+            me.taps,
+        )  # fmt: skip
         self._make_directory(prepared.wall_ms)
         self._make_user_functions()
         # The way in, and the driver.
@@ -236,16 +235,13 @@ class Assembly:
         self.recent: RecentEvents = RecentEvents(self.wall_ms)
         self.events: EventHub = EventHub(settings.events_limit, self.recent.note)
         self.changes: ChangeSignal = ChangeSignal()
-        pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
-        self.retries: Retries = Retries(settings, pauses)
 
     def _make_senders(self) -> None:
         """Make the parts that send to many processes, and on behalf of references."""
         me, outbound = self.context, self.outbound
         self.fan_out: FanOut = FanOut(me.name, me.sessions, outbound)
-        self.multicall: Multicall = Multicall(self.codec, outbound)
         self.sender: ActorSender = ActorSender(
-            outbound, self.streams, self.fan_out, self.multicall, me.settings.call_timeout_s
+            outbound, lambda: self.streams, self.fan_out, lambda: self.multicall, me.settings.call_timeout_s
         )
 
     def _make_user_functions(self) -> None:
@@ -263,7 +259,9 @@ class Assembly:
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
             me, codec, self.local, self.replication, picks
         )
-        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
+        self.groups: Groups = Groups(
+            me, self.replicated_groups, self.fan_out, self.sender, lambda: self.retries
+        )
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, wall_ms
         )
@@ -278,16 +276,64 @@ class Assembly:
         peers_may = self.context.settings.peers_may
         if peers_may.issuperset(RIGHTS):
             return PeerRequests(*parts)
+        from fleetlm.runtime.limited_requests import LimitedRequests  # noqa: PLC0415  # few nodes are limited
+
         return LimitedRequests(*parts, peers_may=peers_may)
 
     def _make_draining(self) -> Draining:
-        unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
+        unfinished = Unfinished(self.context, self.local, self._open_jobs, self.outbound)
         in_flight = self.outbound.in_flight
         return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
 
+    # Parts that are made at their first use: a program without them starts without their code. What a node
+    # needs to leave, or in trouble, is never among them: by then there may be no descriptor to read a module
+    # with, or the module may be of another version, since an update has been installed meanwhile.
+
+    @functools.cached_property
+    def streams(self) -> Streams:
+        """The consuming side of streams."""
+        from fleetlm.messaging.streams import Streams  # noqa: PLC0415
+
+        return Streams(self.outbound, self.context.settings, self.codec, self._loop)
+
+    @functools.cached_property
+    def multicall(self) -> Multicall:
+        """Calls of many processes with one request."""
+        from fleetlm.messaging.multicall import Multicall  # noqa: PLC0415
+
+        return Multicall(self.codec, self.outbound)
+
+    @functools.cached_property
+    def retries(self) -> Retries:
+        """Repeated operations."""
+        from fleetlm.messaging.retries import Retries  # noqa: PLC0415
+
+        me = self.context
+        pauses = random.Random(f"{me.name} {me.incarnation} retries")  # Must not change any back-off.
+        return Retries(me.settings, pauses)
+
+    @functools.cached_property
+    def blocking(self) -> Blocking:
+        """The pools for functions that block."""
+        from fleetlm.blocking.pools import Blocking  # noqa: PLC0415
+
+        blocking = Blocking(self.context.name, self.context.settings)
+        if self._is_closed:
+            blocking.stop()
+        return blocking
+
+    def _open_jobs(self) -> list[tuple[asyncio.Future[Any], str]]:
+        return self.blocking.open_jobs() if "blocking" in vars(self) else []
+
+    async def close_blocking(self) -> None:
+        """Refuse further functions that block, and wait a while until threads and processes have ended."""
+        self._is_closed = True
+        if "blocking" in vars(self):
+            await self.blocking.close()
+
     @functools.cached_property
     def entities(self) -> Entities:
-        """Made at its first use: many programs have no entities, and their nodes start without this code."""
+        """Keyed entities."""
         from fleetlm.entities.kinds import Entities  # noqa: PLC0415
 
         return Entities(self.replicated_shards, self.local, self.outbound, self.sender, self.codec)
@@ -306,7 +352,7 @@ class Assembly:
 
     @functools.cached_property
     def overview(self) -> Overview:
-        """Made at its first use: nobody looks at most nodes, and at none while it starts."""
+        """What one node knows of the whole cluster."""
         from fleetlm.runtime.overview import Overview  # noqa: PLC0415
 
         return Overview(self)
@@ -374,7 +420,8 @@ class Assembly:
     def _process_exited(self, process: RunningProcess, reason: Any) -> None:
         """Forget a process of this node that has ended, then tell linked and monitoring processes."""
         self.replication.exited(process.pid)
-        self.blocking.process_ended(process.pid)
+        if "blocking" in vars(self):
+            self.blocking.process_ended(process.pid)
         self.signals.exited(process, reason)
         self.remote_spawn.exited(process.pid)
         self.essential.exited(process, reason)

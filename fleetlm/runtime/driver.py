@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import (
@@ -172,6 +173,8 @@ class Driver:
             is_over=inbound.is_over,
             pause_s=inbound.pause_s,
         )
+        self._queued: Container[bytes] = self._backlog.queues
+        """The sources whose frames wait there: the dict itself, since each frame looks into it."""
         self._last_words = LastWords(self._loop, self._backlog)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -270,7 +273,7 @@ class Driver:
 
     def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
         """See `Listener`. Frames of a session go straight to `Inbound`."""
-        if source in self._backlog:
+        if source in self._queued:
             waiting_bytes = self._backlog.add(source, frame, tail)
             if waiting_bytes:
                 why = f"it ignores its window: {waiting_bytes:,} bytes of it wait to be taken"
@@ -278,13 +281,14 @@ class Driver:
             elif frame and frame[0] == _MOVED:
                 self._follow_road(source)
             return
-        self.inbound.begin_turn()
+        inbound = self.inbound
+        inbound.until = monotonic() + inbound.turn_s  # `Inbound.begin_turn` inline.
         session = self._by_source.get(source)
         if session is None or tail is not None or not frame or frame[0] != _BATCH:
             self._take_frame(source, frame, tail)
             return
         try:  # As `_take_frame` and `_deliver`, in one call less for each frame.
-            rest = self.inbound.frame(session, frame)
+            rest = inbound.frame(session, frame)
         except Exception as error:  # noqa: BLE001  # it logs
             self._end_broken(source, session, error)
         else:

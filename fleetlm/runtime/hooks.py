@@ -19,10 +19,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fleetlm.blocking.function_call import name_of
+from fleetlm.records import Row
 from fleetlm.runtime.user_functions import Function, TookTooLong, UserFunctions
+from fleetlm.texts import name_of
 
 if TYPE_CHECKING:
     from fleetlm.settings import Settings
@@ -33,7 +34,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 log: logging.Logger = logging.getLogger("fleetlm")
 
 
-class Hook(NamedTuple):
+class Hook(Row):
     """One hook: what to call, and the seconds that it has."""
 
     function: Function
@@ -66,6 +67,7 @@ class LeavingHooks:
             )
         if sum(map(len, self._hooks.values())) >= self._settings.max_hooks:
             raise ValueError(f"there are {self._settings.max_hooks} hooks already (Settings.max_hooks)")
+        self._functions.prepare(function)
         self._hooks[phase].append(Hook(function, self._settings.hook_s if limit_s is None else limit_s))
 
     def has(self, phase: Phase) -> bool:

@@ -20,10 +20,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from fleetlm.core.log_lines import LogLines
 from fleetlm.escapes import escape
+from fleetlm.records import Row
 from fleetlm.texts import format_error
 
 KIND: Final = "fleetlm_kind"
@@ -32,7 +33,7 @@ _IS_SUMMARY: Final = "fleetlm_left_out"
 _ROOT: Final = "fleetlm"
 
 
-class _Example(NamedTuple):
+class _Example(Row):
     """The first line of a kind that was left out."""
 
     logger: str

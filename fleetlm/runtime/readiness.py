@@ -66,6 +66,7 @@ class ReadinessChecks:
             raise TypeError(f"the check {name!r} must be a function without arguments, not {check!r}")
         if name not in self._checks and len(self._checks) >= self._max_checks:
             raise ValueError(f"{len(self._checks)} checks are there already (Settings.max_hooks)")
+        self._functions.prepare(check)
         self._checks[name] = check
 
     def remove(self, name: str) -> bool:

@@ -31,7 +31,6 @@ from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
-    from fleetlm.blocking.pools import Blocking
     from fleetlm.errors import Draining
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.targets import Waiting
@@ -49,13 +48,17 @@ class Unfinished:
     """Looks for what this node has begun."""
 
     def __init__(
-        self, context: NodeContext, local: LocalProcesses, blocking: Blocking, outbound: Outbound
+        self,
+        context: NodeContext,
+        local: LocalProcesses,
+        open_jobs: Callable[[], list[tuple[asyncio.Future[Any], str]]],
+        outbound: Outbound,
     ) -> None:
         self._sessions = context.sessions
         self._quiet_s = context.settings.drain_quiet_s
         self._loop = context.loop
         self._local = local
-        self._blocking = blocking
+        self._open_jobs = open_jobs
         self._outbound = outbound
 
     def asker(self, task: asyncio.Task[Any] | None) -> RunningProcess | None:
@@ -95,7 +98,7 @@ class Unfinished:
             for waiting in session.calls.values():
                 kind = "stream(s) from" if isinstance(waiting, ConsumerEnd) else "call(s) to"
                 left.asked.append((waiting, f"{kind} {name}"))
-        left.jobs = [(job, f"blocking function(s): {name}") for job, name in self._blocking.open_jobs()]
+        left.jobs = [(job, f"blocking function(s): {name}") for job, name in self._open_jobs()]
         left.count_found()
         return left
 

@@ -38,8 +38,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import Final, NamedTuple
+from typing import Final
 
+from fleetlm.records import Row
 from fleetlm.settings import Settings
 from fleetlm.transport.heartbeats import MOST_BESIDE_BYTES, Heartbeats
 from fleetlm.transport.tcp import Identity
@@ -67,7 +68,7 @@ UNCERTAIN_BYTES: Final = 16 * 1024
 """Differences up to this are not corrected: heartbeats of some minutes."""
 
 
-class Overhead(NamedTuple):
+class Overhead(Row):
     """What ZMTP adds to a frame on the wire. Source: ZMTP 3.1 (RFC 37), CurveZMQ (RFC 26)."""
 
     small_bytes: int
@@ -83,7 +84,7 @@ ENCRYPTED: Final = Overhead(35, 42, 222)
 """Further 33 bytes: the name of the command, a nonce, a checksum, and the flags."""
 
 
-class Mark(NamedTuple):
+class Mark(Row):
     """How far a correction has come; see the module."""
 
     received: int
@@ -91,7 +92,7 @@ class Mark(NamedTuple):
     read_bytes: int | None
 
 
-class Taken(NamedTuple):
+class Taken(Row):
     """Bytes that libzmq had taken from the kernel, at a time when the ROUTER had been empty so many times."""
 
     bytes: int

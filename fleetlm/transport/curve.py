@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import zmq
 
 from fleetlm.cookies import MAX_COOKIES
+from fleetlm.records import Row
 from fleetlm.settings import Settings
 
 SALT: Final = b"fleetlm/2/curve/"
@@ -37,7 +38,7 @@ ZAP_DOMAIN: Final = "fleetlm"
 """Named by the handler and by the socket; pyzmq's authenticator does not fall back to ``*``."""
 
 
-class CurveKeys(NamedTuple):
+class CurveKeys(Row):
     """A key pair. Both keys are in Z85, as ZeroMQ's options take them."""
 
     public: bytes

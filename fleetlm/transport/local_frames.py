@@ -22,16 +22,20 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from fleetlm.wire.blobs import Buffer
+from fleetlm.wire.blobs import Buffer, new_buffer
 
 HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
 HEAD_BYTES: Final = HEAD.size
-READ_BYTES: Final = 64 * 1024
-"""Bytes read in one turn of the loop, unless a longer frame is on its way: a few batches."""
+_size_of: Final = HEAD.unpack_from
+READ_BYTES: Final = 96 * 1024
+"""Bytes read in one turn of the loop, unless a longer frame is on its way: more than a batch. The memory of
+reads of 128 KiB and more would come from the kernel each time."""
+LONG_BYTES: Final = 64 * 1024
+"""From this size on a frame that a read has cut is long."""
 READ_BYTES_BEHIND_LONG: Final = 1_024
-"""Bytes read behind a frame of `READ_BYTES` or more. Often the next frame is as long, and the part of it that
-is read together with its head has to be copied once more."""
+"""Bytes read behind a long frame. Often the next frame is as long, and the part of it that is read together
+with its head has to be copied once more."""
 MAX_READ_S: Final = 0.004
 """Seconds in which frames are passed on in one turn, as on the other road (`transport.router`): by one
 reader, and by all readers of a node together."""
@@ -314,11 +318,20 @@ class FrameReader:
         if self._has_more or self._time.is_over:
             return  # Frames wait that came before, or it is the turn of others.
         began = monotonic()
-        got = self._receive()
-        if got > 0:
-            self._pass_on(began + MAX_READ_S)
+        wanted = self._read_bytes
+        got, data = self._receive(), self._data
+        if HEAD_BYTES < got == len(data) and got - HEAD_BYTES == _size_of(data)[0] <= self._max_bytes:
+            self._data = b""  # As `_pass_on`, for what is usual: one whole frame has come.
+            self._arrived(data[HEAD_BYTES:], None)
             self._time.take(monotonic() - began)
-        elif got == 0:
+        elif got > 0:
+            self._pass_on(began + MAX_READ_S)
+            if got == wanted and self._view and self._arrived is not _drop:
+                got = self._receive()  # The frame goes on behind what was read.
+                if got > 0:
+                    self._pass_on(began + MAX_READ_S)
+            self._time.take(monotonic() - began)
+        if got == 0:
             self._end("")
 
     def _receive(self) -> int:
@@ -369,7 +382,7 @@ class FrameReader:
         """Find the memory for a frame that has not come whole; the rest is received straight into it."""
         room = self._room(came, size) if came else None
         if room is None:
-            self._large = Buffer(bytes(size))
+            self._large = new_buffer(size)
             self._view = self._large.getbuffer()
         else:
             self._head, came = came[: size - len(room)], came[size - len(room) :]
@@ -380,7 +393,7 @@ class FrameReader:
     def _end_large(self) -> None:
         """Pass on the frame that has come whole now."""
         view, self._view = self._view, memoryview(b"")
-        if len(view) >= READ_BYTES:
+        if len(view) >= LONG_BYTES:
             self._read_bytes = READ_BYTES_BEHIND_LONG
         if self._large is None:
             self._arrived(self._head, view)

@@ -21,9 +21,10 @@ import os
 import socket
 import sys
 import termios
-from typing import Final, NamedTuple
+from typing import Final
 
 from fleetlm.names import canonical_ip
+from fleetlm.records import Row
 
 KNOWS_RECEIVED: Final = sys.platform.startswith("linux")
 """Whether `count_received` works on this system."""
@@ -40,7 +41,7 @@ _BYTES_RECEIVED_AT: Final = 128
 """Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
 
 
-class Identity(NamedTuple):
+class Identity(Row):
     """Tells one TCP connection from every other one, also from later ones with its descriptor."""
 
     ip: str

@@ -28,7 +28,6 @@ _TYPE_CODES = frozenset("bBhHiIlLqQfd")
 _MAX_DIMENSIONS = 32
 """More than numpy 1 allows no array has."""
 _IS_BIG_ENDIAN = sys.byteorder == "big"
-_HEAD_LENGTH_BYTES = 2
 
 Buffer = tuple[bytes, memoryview]
 """A packed head, which says what the items are, and the items as plain bytes."""
@@ -150,16 +149,3 @@ def _name_dtype(dtype: Any) -> str:
     if dtype.itemsize == 0:
         raise Refused("numpy data whose items have no bytes")
     return name
-
-
-def join(head: bytes, items: memoryview) -> bytes:
-    """Make the body of an extension value of a packed head and items."""
-    return b"".join((len(head).to_bytes(_HEAD_LENGTH_BYTES, "big"), head, items))
-
-
-def split(data: bytes, unpack: Callable[[bytes], list[Any]]) -> tuple[list[Any], memoryview]:
-    """Return head and items of a body. Raises: BadData."""
-    start = _HEAD_LENGTH_BYTES + int.from_bytes(data[:_HEAD_LENGTH_BYTES], "big")
-    if len(data) < _HEAD_LENGTH_BYTES or len(data) < start:
-        raise BadData("a buffer that is shorter than its head")
-    return unpack(data[_HEAD_LENGTH_BYTES:start]), memoryview(data)[start:]

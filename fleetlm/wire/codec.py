@@ -23,7 +23,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgpack
@@ -33,7 +33,6 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import TYPES, MessageTypes, is_named_tuple
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import Buffer, check_memoryview, find_numpy_writer, join, write_array
 from fleetlm.wire.blobs import MAX_BLOBS, Packed, Parcel
 from fleetlm.wire.decoder import Decoder
 from fleetlm.wire.extensions import (
@@ -48,11 +47,15 @@ from fleetlm.wire.extensions import (
     Unreadable,
     all_lean,
     explained,
+    join,
     too_deep,
     unreadable_in,
 )
-from fleetlm.wire.large import LargeDecoder
 from fleetlm.wire.weights import CONTAINER_BYTES, EXTENSION_BYTES, PAIR_BYTES, VALUE_BYTES
+
+if TYPE_CHECKING:
+    from fleetlm.wire.arrays import Buffer
+    from fleetlm.wire.large import LargeDecoder
 
 __all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
@@ -129,10 +132,8 @@ class Codec(Decoder):
             timedelta: self._write_timedelta,
             bytes: self._write_bytes,
             bytearray: partial(self._write_plain_buffer, int(Ext.BYTEARRAY)),
-            memoryview: lambda value, depth: self._write_plain_buffer(
-                int(Ext.MEMORYVIEW), check_memoryview(value), depth
-            ),
-            array: lambda value, _depth: self._write_buffer(int(Ext.ARRAY), write_array(value, self._pack)),
+            memoryview: self._write_memoryview,
+            array: self._write_array,
             UUID: lambda value, _depth: _new(_ExtType, (int(Ext.UUID), value.bytes)),
             Decimal: lambda value, _depth: _new(_ExtType, (int(Ext.DECIMAL), str(value).encode())),
             Pid: partial(self._write_identity, int(Ext.PID)),
@@ -220,6 +221,8 @@ class Codec(Decoder):
 
     def large_decoder(self, pause: Callable[[], None]) -> LargeDecoder:
         """Make a decoder of large messages, for use in another thread; ``pause`` as there."""
+        from fleetlm.wire.large import LargeDecoder  # noqa: PLC0415  # which is a `Decoder` itself
+
         return LargeDecoder(self._types, self._max_nesting, pause)
 
     def _start_over(self) -> None:
@@ -307,6 +310,8 @@ class Codec(Decoder):
             if shape.form is Form.ENUM:
                 return partial(self._write_enum, tag)
             return partial(self._write_converted, tag, self._types.converters[kind][0])
+        from fleetlm.wire.arrays import find_numpy_writer  # noqa: PLC0415
+
         write = find_numpy_writer(kind)
         if write is None:
             raise Refused(_why_not(kind))
@@ -324,6 +329,16 @@ class Codec(Decoder):
         if len(data) < self._least_blob_bytes or len(self._beside) == MAX_BLOBS:
             return _new(_ExtType, (code, data))
         return self._put_beside(code, b"", data)
+
+    def _write_memoryview(self, value: memoryview, depth: int) -> Any:
+        from fleetlm.wire.arrays import check_memoryview  # noqa: PLC0415
+
+        return self._write_plain_buffer(int(Ext.MEMORYVIEW), check_memoryview(value), depth)
+
+    def _write_array(self, value: array[Any], _depth: int) -> Any:
+        from fleetlm.wire.arrays import write_array  # noqa: PLC0415  # most programs send none
+
+        return self._write_buffer(int(Ext.ARRAY), write_array(value, self._pack))
 
     def _write_buffer(self, code: int, buffer: Buffer) -> Any:
         """Write a buffer that has a head; likewise."""

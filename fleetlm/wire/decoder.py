@@ -41,7 +41,6 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import read_array, read_numpy, split
 from fleetlm.wire.blobs import Hold
 from fleetlm.wire.extensions import (
     SCALARS,
@@ -52,6 +51,7 @@ from fleetlm.wire.extensions import (
     Shapes,
     Unreadable,
     explained,
+    split,
     too_deep,
     unreadable_in,
 )
@@ -249,18 +249,31 @@ class Decoder:
             self._careful_reads -= 1
             if not self._careful_reads:
                 self._read_strictly()
-        self._depth = 0
         self._has_decimal = self._has_huge_int = False
-        try:  # As `_read_once`, which would be one more call for every batch.
-            return self._unpack_large(data) if len(data) > _SMALL_BYTES else self._read_nested(data)
+        unpackers = self._unpackers
+        try:
+            if len(data) > _SMALL_BYTES or not unpackers:
+                return self._read_once(data)
+            # As `_read_nested`, which would be two more calls for every batch.
+            unpacker = unpackers[0]
+            unpacker.feed(data)
+            self._depth = 1
+            value = unpacker.unpack()
+            if unpacker.read_bytes(1):
+                raise BadData("bytes behind the value")  # noqa: TRY301  as any other fault
         except TooManySteps:
-            self._unpackers.clear()
+            unpackers.clear()
             self.failures = failures
             raise
         except Exception as error:
-            self._unpackers.clear()
+            unpackers.clear()
             if self._careful_reads or _OTHER_KEY not in str(error):
                 raise bad_data(error) from error
+        except BaseException:  # This unpacker still holds data.
+            unpackers.clear()
+            raise
+        else:
+            return value
         self.failures = failures
         self._read_carefully()
         try:
@@ -547,6 +560,8 @@ class Decoder:
     def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
         """Make an array, of numpy or not."""
         try:
+            from fleetlm.wire.arrays import read_array, read_numpy  # noqa: PLC0415  # most programs get none
+
             if code == Ext.NUMPY:
                 return read_numpy(head, items)
             return read_array(head, self._pieces(items))

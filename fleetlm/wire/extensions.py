@@ -24,6 +24,8 @@ SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 LEAN = SCALARS - {bytes}
 """Those of them that are always packed where they stand; large bytes are not (`wire.blobs`)."""
 all_lean: Callable[[Iterable[object]], bool] = LEAN.issuperset
+_HEAD_LENGTH_BYTES = 2
+"""Of the head of a buffer."""
 MAX_NESTING_LIMIT = 128
 """The largest ``max_nesting``: each level may take four of the 1,000 stack frames that Python allows."""
 
@@ -145,6 +147,19 @@ def _is_fixed(value: Any) -> bool:
     if type(value) in (tuple, frozenset):
         return all(map(_is_fixed, value))
     return type(value) in _FIXED or isinstance(value, Enum)
+
+
+def join(head: bytes, items: memoryview) -> bytes:
+    """Make the body of an extension value of a packed head and items."""
+    return b"".join((len(head).to_bytes(_HEAD_LENGTH_BYTES, "big"), head, items))
+
+
+def split(data: bytes, unpack: Callable[[bytes], list[Any]]) -> tuple[list[Any], memoryview]:
+    """Return head and items of a body. Raises: BadData."""
+    start = _HEAD_LENGTH_BYTES + int.from_bytes(data[:_HEAD_LENGTH_BYTES], "big")
+    if len(data) < _HEAD_LENGTH_BYTES or len(data) < start:
+        raise BadData("a buffer that is shorter than its head")
+    return unpack(data[_HEAD_LENGTH_BYTES:start]), memoryview(data)[start:]
 
 
 class Shapes:

@@ -36,13 +36,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
-from fleetlm.records import Record
+from fleetlm.records import Record, Row
 from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 3
@@ -55,9 +55,10 @@ guessed."""
 HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
-_BATCH_HEAD: Final = struct.Struct(">BQQBI")
-"""The header, and msgpack's for an array with its length in four bytes."""
-_ARRAY32: Final = 0xDD
+BATCH_HEAD: Final = struct.Struct(">BQQBI")
+"""What stands before the messages of a BATCH: the header, `ARRAY32`, and the number of messages."""
+ARRAY32: Final = 0xDD
+"""msgpack: the first byte of an array whose length is in the next four."""
 TICKET: Final = struct.Struct(">QQ")
 """The epochs of a half and of the other half."""
 CHUNK_HEAD: Final = struct.Struct(">IIQQB")
@@ -168,7 +169,7 @@ class IAm(Record):
     """As in a HELLO."""
 
 
-class Chunk(NamedTuple):
+class Chunk(Row):
     """A piece of a large message.
 
     The content of a large message is its envelope, a msgpack array as in a batch, and then its *blobs*: bytes
@@ -228,11 +229,6 @@ def ticket(own_epoch: int, other_epoch: int) -> bytes:
 def header(kind: int, epoch: int, seq: int) -> bytes:
     """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
-
-
-def batch_header(epoch: int, seq: int, count: int) -> bytes:
-    """Build what stands before the messages of a BATCH: the header, and that of their array."""
-    return _BATCH_HEAD.pack(Kind.BATCH, epoch, seq, _ARRAY32, count)
 
 
 def read_header(frame: bytes | memoryview) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from fleetlm.errors import NotSerializable
 from fleetlm.texts import SHORT
 from fleetlm.wire.carriers import checked_carrier
 
-_ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", re.DOTALL)
+_ARGUMENT = r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$"
 """An argument in the path to a refused value, and the rest of the path inside it."""
 
 
@@ -103,7 +103,7 @@ class Invoke:
 
     def explain(self, error: NotSerializable) -> NotSerializable:
         """Return the error with the argument in its path: ``argument 1 of Sessions.put, field .when``."""
-        found = _ARGUMENT.search(error.path)
+        found = re.search(_ARGUMENT, error.path, re.DOTALL)
         if found is None:
             return error
         which, rest = found.groups()

@@ -271,7 +271,7 @@ def copied_bytes(envelope: bytes | memoryview, sizes: Sequence[int]) -> int:
     def note(code: int, data: bytes) -> None:
         if code in HOLDERS:
             read(data)
-        elif code == Ext.BLOB and data[1] in _LENT and not (data[1] == Ext.NUMPY and _TEXTS.search(data)):
+        elif code == Ext.BLOB and data[1] in _LENT and not (data[1] == Ext.NUMPY and re.search(_TEXTS, data)):
             copied.pop(data[0], None)
 
     try:
@@ -283,7 +283,7 @@ def copied_bytes(envelope: bytes | memoryview, sizes: Sequence[int]) -> int:
 
 _LENT = frozenset({0, int(Ext.MEMORYVIEW), int(Ext.NUMPY)})
 """As what a blob arrives without a copy; 0 is bytes."""
-_TEXTS = re.compile(b"[<>|]U")
+_TEXTS = b"[<>|]U"
 """The dtype of arrays of texts, which are looked through."""
 
 

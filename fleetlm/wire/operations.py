@@ -77,11 +77,12 @@ apart inline. Those places are marked, and tests/unit/wire/test_operations.py co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH
+from fleetlm.records import Row
 from fleetlm.texts import SHORT
 from fleetlm.wire.frames import MAX_TEXT_CHARS
 from fleetlm.wire.invocation import Invoke
@@ -267,7 +268,7 @@ def yield_(
     return [Op.YIELD, to, parts, ref, timeout_ms, window, idle_ms, in_flight, units]
 
 
-class StreamRequest(NamedTuple):
+class StreamRequest(Row):
     """What `read_stream` found in a STREAM or YIELD."""
 
     to: Destination
@@ -458,7 +459,7 @@ def read_tick(message: list[Any]) -> int:
     return checked_count(lag_ms)
 
 
-class DrainNotice(NamedTuple):
+class DrainNotice(Row):
     """What `read_drain` found in a DRAIN."""
 
     number: int
@@ -634,7 +635,7 @@ def checked_units(units: Any, limit: int) -> int:
     return count
 
 
-class Schema(NamedTuple):
+class Schema(Row):
     """How one operation is built and taken apart."""
 
     build: Callable[..., list[Any]]

@@ -15,7 +15,7 @@ from fleetlm.wire.extensions import explained
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9][A-Za-z0-9_+-]{0,31}){0,3}", re.ASCII)
+_KEY = r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9][A-Za-z0-9_+-]{0,31}){0,3}"
 """The shape of a zone key, such as ``America/Argentina/Buenos_Aires`` or ``Etc/GMT+1``."""
 _MAX_SEARCHES = 64
 """Names that are looked for as they come. More zones are hardly met; listing all of them takes 50 ms."""
@@ -38,7 +38,7 @@ class Zones:
         zone = self._found.get(key) or self._failures.get(key)
         if zone is not None:
             return zone
-        if not _KEY.fullmatch(key):
+        if not re.fullmatch(_KEY, key, re.ASCII):
             return "this is not the key of a time zone"
         import zoneinfo  # noqa: PLC0415  # few programs send a time with a zone by name
 

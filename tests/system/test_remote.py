@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from fleetlm.errors import NodeStopped
-from fleetlm.remote import client, evaluator, finder, protocol, server as remote_server
+from fleetlm.remote import client, credentials, evaluator, finder, protocol, server as remote_server
 from fleetlm.remote.client import RemoteConnection, RemoteOutcome
 from fleetlm.remote.finder import RemoteFailure
 from fleetlm.remote.protocol import BadMessage, SocketFile, UnsafeFolder
@@ -846,10 +846,10 @@ async def test_another_user_is_not_allowed(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uid: int
 ) -> None:
     async with running(env):
-        real_credentials = protocol.peer_credentials
+        real_credentials = credentials.peer_credentials
         main = threading.main_thread()
         monkeypatch.setattr(
-            protocol,
+            credentials,
             "peer_credentials",
             lambda s: (1, uid) if threading.current_thread() is main else real_credentials(s),
         )
@@ -861,7 +861,7 @@ async def test_another_user_is_not_allowed(
 
 async def test_root_is_allowed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(env):
-        monkeypatch.setattr(protocol, "peer_credentials", lambda _: (1, 0))
+        monkeypatch.setattr(credentials, "peer_credentials", lambda _: (1, 0))
         assert await result(env, "1") == "1"
 
 

@@ -7,11 +7,12 @@ import dataclasses
 import inspect
 import pickle
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from fleetlm.records import Record
+from fleetlm.messages import is_named_tuple
+from fleetlm.records import MAX_ROW_FIELDS, Record, Row
 
 
 class Point(Record):
@@ -183,3 +184,82 @@ def test_a_record_that_holds_itself_can_be_shown() -> None:
     node = Node([])
     node.parts.append(node)
     assert repr(node).endswith("Node(parts=[...])")
+
+
+class Place(Row):
+    """Where something is."""
+
+    x: int
+    y: int = 0
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.name} {self.x}/{self.y}"
+
+
+class TwinPlace(NamedTuple):
+    x: int
+    y: int = 0
+    name: str = ""
+
+
+def test_a_row_is_a_tuple_with_names() -> None:
+    place = Place(1, name="here")
+    assert place == (1, 0, "here") == TwinPlace(1, name="here")
+    assert (place.x, place.y, place.name, place.shown) == (1, 0, "here", "here 1/0")
+    x, *rest = place
+    assert (x, rest, place[-1], len(place)) == (1, [0, "here"], "here", 3)
+    assert hash(place) == hash((1, 0, "here"))
+    assert Place(1) < Place(1, 1) < Place(2)
+    assert repr(place) == "Place(x=1, y=0, name='here')"
+    match place:
+        case Place(1, y, name=name):
+            assert (y, name) == (0, "here")
+        case _:
+            pytest.fail("a row can be matched")
+    with pytest.raises(AttributeError):
+        place.x = 2  # type: ignore[misc]
+    assert not hasattr(place, "__dict__")
+
+
+def test_a_row_has_the_methods_of_a_named_tuple() -> None:
+    place = Place(1, 2)
+    assert Place._fields == TwinPlace._fields == Place.__match_args__
+    assert Place._field_defaults == TwinPlace._field_defaults
+    assert is_named_tuple(Place)
+    assert type(place._replace(y=3)) is Place
+    assert place._replace(y=3) == (1, 3, "")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        place._replace(z=3)  # type: ignore[call-arg]
+    assert place._asdict() == TwinPlace(1, 2)._asdict()
+    assert Place._make([1, 2]) == place
+    for again in (copy.copy(place), copy.deepcopy(place), pickle.loads(pickle.dumps(place))):
+        assert type(again) is Place
+        assert again == place
+
+
+@pytest.mark.parametrize("given", [(), (1, 2, "a", 4)])
+def test_a_row_is_made_of_its_fields(given: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match=r"Place\.__new__\(\) (missing 1 required|takes from 2 to 4)"):
+        Place(*given)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        Place(1, z=3)  # type: ignore[call-arg]
+
+
+def test_a_row_has_a_bound_and_adds_nothing_to_another_one() -> None:
+    make: Any = type(Place)
+    with pytest.raises(TypeError, match="write one with all of them"):
+        make("More", (Place,), {"__annotations__": {"z": int}})
+    many = {f"field_{at}": int for at in range(MAX_ROW_FIELDS + 1)}
+    with pytest.raises(ValueError, match="zip"):
+        make("Wide", (Row,), {"__annotations__": many})
+
+
+def test_the_constructor_of_a_row_is_made_at_its_first_use() -> None:
+    class Fresh(Row):
+        x: int
+
+    assert "__new__" not in vars(Fresh)
+    assert Fresh(1) == (1,)
+    assert "__new__" in vars(Fresh)

@@ -49,6 +49,8 @@ from fleetlm.wire.frames import IAm
 
 T = TypeVar("T")
 
+IMPORT_S = 30.0
+"""Seconds for the import of dnspython, which says nothing about DNS: a tenth of one on an idle machine."""
 TCP_S = 2.0
 """Seconds for a bare TCP connection to an address."""
 PROBE_S = 2.5
@@ -309,6 +311,7 @@ async def look_up(settings: Settings) -> tuple[Answer | None, str]:
     discovery = DnsDiscovery(
         settings.dns_query, server=settings.dns_server, lifetime_s=settings.dns_lifetime_s
     )
+    await discovery.prepare(IMPORT_S)
     return await discovery.lookup(), discovery.source
 
 

@@ -592,3 +592,19 @@ async def test_a_function_whose_caller_has_gone_holds_up_nobodys_leaving(blockin
     assert [name for _, name in blocking.open_jobs()] == ["divide"]
     await waiting
     assert blocking.open_jobs() == []
+
+
+@simulated
+async def test_a_node_that_has_stopped_runs_no_function_though_it_ran_none_before(fleet: Fleet) -> None:
+    """Its pools are made at their first use, which may be this one."""
+    a = await fleet.start(A)
+    assert "blocking" not in vars(a._parts)
+    await a.stop()
+    for runs in (a.run_blocking, a.run_in_process):
+        with pytest.raises(NodeStopped):
+            await runs(abs, -1)
+    with pytest.raises(NodeStopped):
+        await anext(a.stream_blocking(lambda: iter("ab")))
+    with pytest.raises(NodeStopped):
+        a.process_pool()
+    assert not a._parts.blocking.running

@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fleetlm.core.group_members import Members
-from fleetlm.core.member_loads import MemberInfo
-from fleetlm.core.picking import ANY, CHOSEN, IDLE_TRIES, MANY, MOST_COMPARED, Picker, Tried, Wanted
+from fleetlm.core.member_loads import MOST_COMPARED, MemberInfo
+from fleetlm.core.picking import ANY, CHOSEN, IDLE_TRIES, MANY, Picker, Tried, Wanted
 from fleetlm.core.rings import Key
 from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.errors import NoMember

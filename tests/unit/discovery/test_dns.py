@@ -99,6 +99,26 @@ async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
     assert await discovery.lookup() == FOUND
 
 
+async def test_who_looks_once_can_wait_for_the_import_before(
+    make: Callable[[Callable[[], Any]], None],
+) -> None:
+    may_end = threading.Event()
+
+    def slow() -> Lookups:
+        may_end.wait(30)
+        return Lookups()
+
+    make(slow)
+    discovery = DnsDiscovery("a.test", lifetime_s=0.01)
+    await discovery.prepare(0.01)
+    assert (await discovery.lookup()).outcome is Outcome.FAILED
+    asyncio.get_running_loop().call_later(0.02, may_end.set)
+    await discovery.prepare(30)
+    assert await discovery.lookup() == FOUND
+    await discovery.prepare(30)
+    await DnsDiscovery("10.0.0.1").prepare(30)  # There is nothing to wait for.
+
+
 async def test_the_next_lookup_waits_for_the_import_that_has_begun(
     make: Callable[[Callable[[], Any]], None],
 ) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from fleetlm.messaging.byte_windows import LEAST_WAITING_BYTES, ByteWindow
+from fleetlm.messaging.byte_windows import ALONE_S, LEAST_WAITING_BYTES, ByteWindow
 from fleetlm.messaging.pace import LEAST_BYTES
 from fleetlm.settings import Settings
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES
 from tests.support.session_fakes import Pair, turns, virtual
 
 KIB, MIB = 1024, 1024 * 1024
@@ -67,6 +68,53 @@ def test_chunks_never_have_more_than_their_window_on_the_fastest_path() -> None:
     assert 2 * MIB <= send_chunks(window) <= 2 * MIB + 256 * KIB
 
 
+def roomy(clock: Clock) -> ByteWindow:
+    """A window of a fast path that was used, and on which large messages are alone."""
+    window = ByteWindow(8 * MIB, 2 * MIB, 64 * MIB, clock=clock, alone_chunk_bytes=MIB)
+    for _ in range(12):
+        send_chunks(window)
+        credit_all(window)
+        clock.now += 0.001
+    return window
+
+
+def test_a_message_that_is_alone_has_large_chunks_until_a_small_one_passes() -> None:
+    clock = Clock()
+    window = roomy(clock)
+    assert window.chunk_bytes == MIB
+    window.passed()
+    assert window.chunk_bytes == 256 * KIB
+    clock.now += ALONE_S - 0.001
+    assert window.chunk_bytes == 256 * KIB
+    clock.now += 0.002
+    assert window.chunk_bytes == MIB
+
+
+def test_small_messages_wait_behind_no_more_than_without_large_chunks() -> None:
+    window = roomy(Clock())
+    sizes = []
+    while size := window.chunk_bytes:
+        sizes.append(size)
+        window.sent_chunk(size + HEADER_BYTES + CHUNK_HEAD.size)
+        window.sent(size + HEADER_BYTES + CHUNK_HEAD.size)
+    assert sizes == [MIB, MIB]
+    credit_all(window)
+    window.sent_chunk(MIB + 100 * KIB)
+    assert window.chunk_bytes == 256 * KIB, "a large one has no room"
+
+
+def test_a_slow_path_has_small_chunks_also_for_a_message_that_is_alone() -> None:
+    clock = Clock()
+    window = ByteWindow(8 * MIB, 2 * MIB, clock=clock, alone_chunk_bytes=MIB)
+    for _ in range(100):  # 4 Mbit/s
+        sent = send_chunks(window)
+        mark = window.mark(at_once=True)
+        assert mark is not None
+        clock.now += sent / 500_000
+        window.credited(mark)
+        assert window.chunk_bytes <= 64 * KIB
+
+
 def test_small_messages_keep_room_when_the_window_shrinks_below_what_chunks_have() -> None:
     clock = Clock()
     window = wide(clock)
@@ -105,6 +153,19 @@ async def test_a_credit_that_shrinks_the_window_is_followed_by_a_mark() -> None:
         "for what was sent behind the first mark, or nothing would open the window"
     )
     assert not window.is_mark_due
+
+
+def test_a_frame_says_when_the_window_is_full_or_a_mark_is_due() -> None:
+    window = ByteWindow(64 * KIB, 64 * KIB)
+    seen = []
+    for _ in range(64):
+        seen.append(window.sent(KIB))
+        assert seen[-1] == (window.is_mark_due or window.in_flight_bytes >= window.limit_bytes)
+        if window.is_mark_due:
+            window.mark(at_once=True)
+    assert 2 < sum(seen) < 60
+    for _ in range(3):  # Full, whether a mark is due or not.
+        assert window.sent(1)
 
 
 @virtual

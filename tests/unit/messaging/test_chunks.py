@@ -244,12 +244,21 @@ def test_chunks_that_are_received_in_their_place_become_the_same_message(
     packed = Parcel(envelope, blobs) if blobs else envelope * (1 + LARGE // len(envelope))
     parts, whole = Reassembly(100_000), None
     for chunk, tail in sent(packed, chunk_bytes):
-        head = chunk._replace(piece=memoryview(b""))
         piece = memoryview(bytes(chunk.piece) + bytes(tail))
-        room = parts.room(chunk.number, len(piece)) if rng.random() < 0.7 else None
+        # A transport asks for room when it has the head of a frame, and some of what follows.
+        came = chunk._replace(piece=piece[: rng.randint(0, len(piece))])
+        room = None
+        if rng.random() < 0.7:
+            room = (
+                parts.first_room(came, len(piece))
+                if chunk.blob_sizes
+                else parts.room(chunk.number, len(piece))
+            )
+        lead_bytes = len(piece) if room is None else len(piece) - len(room)
         if room is not None:
-            room[:] = piece
-        whole = parts.add(head, piece if room is None else room)
+            room[:] = piece[lead_bytes:]
+        head = chunk._replace(piece=piece[:lead_bytes])
+        whole = parts.add(head, memoryview(b"") if room is None else room)
     assert whole is not None
     assert whole.envelope == (packed.envelope if isinstance(packed, Parcel) else packed)
     assert [hold.to_bytes() for hold in whole.blobs] == blobs
@@ -267,6 +276,55 @@ def test_there_is_room_only_for_what_lies_in_one_buffer_of_a_message_that_has_be
     room = parts.room(1, 6)
     assert room is not None
     assert len(room) == 6
+
+
+def test_the_first_blob_has_room_before_the_first_chunk_of_its_message_is_whole() -> None:
+    parts = Reassembly(10_000)
+    first = Chunk(1, 1, 0, 5_008, (3_000, 2_000), memoryview(b"envelope"))
+    assert parts.first_room(first._replace(piece=memoryview(b"envelop")), 508) is None
+    assert parts.first_room(first, 8) is None  # Nothing of the blob is in it.
+    assert parts.first_room(first, 3_009) is None  # The next blob begins in it.
+    assert parts.first_room(first._replace(blob_sizes=(5_008,)), 508) is None  # There is no envelope.
+    room = parts.first_room(first._replace(piece=memoryview(b"envelope and more")), 508)
+    assert room is not None
+    assert len(room) == 500
+    assert parts._claimed_bytes == 0, "a message counts when its first chunk has come"
+    room[:] = b"x" * 500
+    assert parts.add(first, room) is None
+    assert parts._claimed_bytes == 5_008
+    last = parts.add(Chunk(1, 1, 0, 5_008, (), memoryview(b"x" * 2_500)), memoryview(b"y" * 2_000))
+    assert last is not None
+    assert last.envelope == b"envelope"
+    assert [hold.to_bytes() for hold in last.blobs] == [b"x" * 3_000, b"y" * 2_000]
+
+
+def test_what_a_peer_may_not_begin_has_no_room() -> None:
+    parts = Reassembly(10_000)
+    add(parts, head(1, 6_000), b"a")
+    envelope = memoryview(b"envelope")
+    assert parts.first_room(Chunk(2, 1, 0, 4_008, (4_000,), envelope), 508) is None
+    assert parts.first_room(Chunk(2, 1, 0, 1_031, (1_023,), envelope), 508) is None
+    assert parts.first_room(Chunk(2, 1, 0, 4_000, (3_992,), envelope), 508) is not None
+
+
+def test_room_of_a_chunk_that_never_came_whole_is_not_that_of_another_message() -> None:
+    parts = Reassembly(10_000)
+    for number in range(1_000):
+        chunk = Chunk(number, 1, 0, 9_008, (9_000,), memoryview(b"envelope"))
+        assert parts.first_room(chunk, 508) is not None
+    other = Chunk(5, 1, 0, 9_007, (9_000,), memoryview(b"another"))
+    whole = parts.add(other, memoryview(b"z" * 9_000))
+    assert whole is not None
+    assert (whole.envelope, whole.blobs[0].to_bytes()) == (b"another", b"z" * 9_000)
+
+
+def test_a_first_chunk_in_the_place_of_one_that_is_being_received_is_refused() -> None:
+    """Its blob would be whole then, with memory in it that nothing was written to."""
+    parts = Reassembly(10_000)
+    chunk = Chunk(1, 1, 0, 4_008, (4_000,), memoryview(b"envelope"))
+    assert parts.first_room(chunk, 508) is not None
+    with pytest.raises(BadFrame, match="beside one that is being received"):
+        parts.add(chunk, memoryview(b"x" * 500))
 
 
 def test_a_chunk_beside_one_that_is_being_received_is_refused() -> None:

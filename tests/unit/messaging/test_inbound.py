@@ -69,9 +69,22 @@ async def test_the_end_of_a_chunk_has_room_where_the_message_has_begun() -> None
 
     assert room(start[:-1]) is None  # Not all of the head has come.
     assert room(b"\xff" + start[1:]) is None
-    assert room(start[: -len(head)] + CHUNK_HEAD.pack(1, 1, 0, 3_000, 1)) is None
+    assert room(start[: -len(head)] + CHUNK_HEAD.pack(1, 1, 0, 3_000, 1)) is None  # Without the blob's size.
     assert room(start[: -len(head)] + CHUNK_HEAD.pack(2, 1, 0, 3_000, 0)) is None
     assert room(start + bytes(500)) == 1_500
+
+
+@virtual
+async def test_the_first_blob_of_a_message_has_room_as_soon_as_its_envelope_has_come() -> None:
+    side = Pair().there
+    head = header(Kind.CHUNK, EPOCH_THERE, 1) + CHUNK_HEAD.pack(1, 1, 0, 2_008, 1)
+    head += (2_000).to_bytes(8, "big")
+    size_bytes = len(head) + 8 + 1_500
+    assert side.inbound.room(side.session, head[:-1], size_bytes) is None
+    assert side.inbound.room(side.session, head + b"envelop", size_bytes) is None
+    room = side.inbound.room(side.session, head + b"envelope" + bytes(100), size_bytes)
+    assert room is not None
+    assert len(room) == 1_500
 
 
 @virtual

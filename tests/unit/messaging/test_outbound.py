@@ -28,6 +28,7 @@ from fleetlm.ids import Pid
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.outbound import Outbound
+from fleetlm.messaging.wheel import SLOTS_PER_S
 from fleetlm.names import Address
 from fleetlm.process import Process
 from fleetlm.settings import Settings
@@ -336,6 +337,23 @@ async def test_multicall_keeps_the_order_of_its_targets_and_mixes_outcomes() -> 
     shown = [r if isinstance(r, str) else type(r) for r in results]
     assert shown == ["there", NoProcess, "here", NoConnection, InvalidName, NoProcess]
     assert await rig.multicall([], "hi", 1.0) == []
+
+
+@virtual
+async def test_calls_of_a_multicall_end_together_at_its_deadline_each_with_its_target() -> None:
+    rig = Rig()
+    other, now = rig.pair.there.box("other"), asyncio.get_running_loop().time
+    began = now()
+    calling = rig.start(rig.multicall([("echo", THERE), ("other", THERE)], "hi", 1.0))
+    await rig.settle()
+    other.queue[0].reply("in time")
+    await rig.settle()
+    late, reply = await calling
+    assert reply == "in time"
+    assert isinstance(late, CallTimeout)
+    assert late.target == ("echo", THERE)
+    assert 0 <= now() - began - 1.0 <= 1 / SLOTS_PER_S
+    assert rig.session.calls == rig.session.open_calls == {}
 
 
 @virtual

@@ -35,7 +35,9 @@ class Rig(Outgoing):
         self.session.carries = True
         loop = asyncio.get_running_loop()
         self.streams = Streams(self.outbound, settings, self.pair.here.codec, loop)
-        self.sender = ActorSender(self.outbound, self.streams, self.fan_out, self.multicall, 5.0)
+        self.sender = ActorSender(
+            self.outbound, lambda: self.streams, self.fan_out, lambda: self.multicall, 5.0
+        )
 
     def last(self) -> bytes:
         """The bytes of the message that was sent last, which still waits for the end of the turn."""

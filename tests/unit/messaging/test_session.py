@@ -129,6 +129,38 @@ async def test_a_small_message_of_another_sender_passes_a_large_one() -> None:
     assert [message[:5] for message in box.queue] == ["small", b"xxxxx"]
 
 
+def largest_chunk(side: Side) -> int:
+    """The content of the largest chunk that was sent since the last question."""
+    sizes = [len(frame) for _, frame in side.transport.frames if frame[0] == Kind.CHUNK]
+    side.transport.frames.clear()
+    return max(sizes) - HEADER_BYTES - CHUNK_HEAD.size
+
+
+@virtual
+async def test_chunks_are_large_unless_small_messages_or_answers_pass_them() -> None:
+    side = Side(HERE, THERE, SMALL.replace(window_bytes=256 * KIB, bulk_window_bytes=64 * KIB))
+    window = side.session.byte_window
+
+    def go_on() -> int:
+        side.session.credited(window._marks[-1][0])
+        side.flush()
+        return largest_chunk(side)
+
+    side.send("echo", b"x" * 900 * KIB, "a")
+    side.flush()
+    side.transport.frames.clear()  # The first chunk has the sizes of blobs, too.
+    side.session.control(operations.heard(1, 1))  # The node's own messages do not count.
+    for _ in range(3):
+        assert go_on() == 16 * KIB
+    side.send("echo", "small", "b")
+    assert go_on() == 4 * KIB
+    await asyncio.sleep(0.06)
+    assert go_on() == 16 * KIB
+    side.session.requests[1] = Call("asked", side.session, 1, 1e9, SimLoop.current().time)
+    side.session.replied(1, "small")
+    assert go_on() == 4 * KIB
+
+
 @virtual
 async def test_a_small_message_of_the_same_sender_does_not() -> None:
     pair = Pair(SMALL)
@@ -575,16 +607,19 @@ async def test_what_was_appended_before_a_lone_call_leaves_before_it() -> None:
 async def test_a_reply_after_which_nothing_is_open_leaves_at_once() -> None:
     pair = Pair()
     side, box = pair.there, pair.there.box("echo")
-    for ref in (1, 2, 3):
-        pair.here.session.append(msgpack.packb([Op.CALL, "echo", ref, ref, 1000, 0]))
-    pair.settle()
-    first, second, third = [await box.get() for _ in range(3)]
-    first.reply("a")
-    second.reply("b")
-    assert frames_of(side) == []
-    third.reply("c")
-    assert frames_of(side) == [[[Op.REPLY, 1, "a"], [Op.REPLY, 2, "b"], [Op.REPLY, 3, "c"]]]
-    assert not side.session.requests
+    for _ in range(2):  # Also after a frame of several replies.
+        for ref in (1, 2, 3):
+            pair.here.session.append(msgpack.packb([Op.CALL, "echo", ref, ref, 1000, 0]))
+        pair.settle()
+        first, second, third = [await box.get() for _ in range(3)]
+        first.reply("a")
+        second.reply("b")
+        assert frames_of(side) == []
+        third.reply("c")
+        assert frames_of(side) == [[[Op.REPLY, 1, "a"], [Op.REPLY, 2, "b"], [Op.REPLY, 3, "c"]]]
+        assert not side.session.requests
+        side.flush()
+        assert frames_of(side) == []
 
 
 @virtual
@@ -608,9 +643,7 @@ async def test_of_many_replies_some_leave_before_the_turn_is_over() -> None:
     pair.settle()
     for _ in range(11):
         (await box.get()).reply("done")
-    assert [len(batch) for batch in frames_of(there)] == [4, 4]
-    there.flush()
-    assert [len(batch) for batch in frames_of(there)] == [3]
+    assert [len(batch) for batch in frames_of(there)] == [4, 4, 3]  # Nothing is open behind the last one.
 
 
 @virtual

@@ -21,6 +21,7 @@ from fleetlm.messaging import backlog, inbound
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
+from fleetlm.runtime import driver
 from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, TICKED_EACH_TIME, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.runtime.last_words import LAST_WORDS_S
@@ -543,7 +544,7 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
     rig = Rig()
     _, source = rig.bring_up()
     _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     signals = [[Op.SIGNAL, n, None] for n in range(3)]
     rig.batch(source, *signals)
     rig.batch(source, ["sink", "behind"])
@@ -563,7 +564,8 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
 async def test_after_a_turn_of_what_peers_sent_the_rest_of_the_node_has_the_loop() -> None:
     clock = [100.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inbound, "monotonic", lambda: clock[0])
+        for module in (inbound, driver):
+            patch.setattr(module, "monotonic", lambda: clock[0])
         patch.setattr(backlog, "thread_time", lambda: clock[0])
         rig = Rig(turn_s=0.002)
         _, source = rig.bring_up()
@@ -610,7 +612,7 @@ async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_le
     session = rig.driver.sessions[THERE]
     answered, waits = (SimLoop.current().create_future() for _ in range(2))
     session.calls.update({1: answered, 2: waits})
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     rig.batch(source, operations.reply(1, "in time"))
     rig.batch(source, operations.settled([], 0))
@@ -705,7 +707,7 @@ async def test_a_second_announcement_is_refused_though_it_waits_behind_the_first
 async def test_a_lost_channel_whose_peer_said_nothing_more_ends_the_session_behind_what_came() -> None:
     rig = Rig()
     channel, source = rig.bring_up()
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     rig.driver.channel_lost(channel, "connection closed")
     rig.transport.broken = True
@@ -872,7 +874,7 @@ async def test_a_peer_that_ignores_its_window_while_it_waits_is_cut_and_another_
     rig = Rig()
     _, source = rig.bring_up()
     rig.driver._backlog._max_bytes = 10_000
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     for _ in range(9):
         rig.batch(source, ["sink", bytes(1_000)])
@@ -888,7 +890,7 @@ async def test_a_peer_that_ignores_its_window_while_it_waits_is_cut_and_another_
 async def test_a_malformed_message_in_the_rest_of_a_frame_ends_the_session() -> None:
     rig = Rig()
     _, source = rig.bring_up()
-    rig.driver.inbound._turn_s = 1e-9
+    rig.driver.inbound.turn_s = 1e-9
     rig.batch(source, [Op.SIGNAL, 0, None], [99, 1, 2], ["sink", 1])
     assert THERE in rig.driver.sessions
     await turns(5)

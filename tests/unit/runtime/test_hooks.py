@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fleetlm.errors import NodeStopped
 from fleetlm.runtime.hooks import PHASES, LeavingHooks
 from fleetlm.runtime.user_functions import UserFunctions
 from fleetlm.settings import Settings
@@ -101,3 +102,26 @@ def test_what_is_no_hook_is_refused() -> None:
             some.add("before_stop", print, 1)
 
     run(main())
+
+
+def test_what_a_plain_hook_needs_is_imported_when_it_is_registered() -> None:
+    """A node that leaves may be of a version whose files are not there any more."""
+    given = Settings()
+    functions = UserFunctions("fleetlm@10.0.0.1", given)
+    some = LeavingHooks("fleetlm@10.0.0.1", given, functions)
+
+    async def leave() -> None:
+        """Runs on the loop."""
+
+    some.add("before_stop", leave, None)
+    assert "threads" not in vars(functions)
+    some.add("before_stop", print, None)
+    assert "threads" in vars(functions)
+    functions.close()
+
+
+async def test_functions_that_are_closed_have_no_threads() -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings())
+    functions.close()
+    with pytest.raises(NodeStopped):
+        await functions.run(print, 5)

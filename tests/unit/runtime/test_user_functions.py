@@ -69,7 +69,7 @@ async def test_a_function_whose_time_was_over_before_its_thread_began_may_run_la
     with pytest.raises(TookTooLong):
         await functions.run(check, 0.01)
     go_on.set()
-    while functions._pool.running:
+    while functions.threads.pool.running:
         await asyncio.sleep(0)
     await functions.run(check, 20)
     assert runs == ["ran"]

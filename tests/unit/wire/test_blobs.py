@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm.errors import MessageTooLarge, NotSerializable
 from fleetlm.messages import MessageTypes
-from fleetlm.wire.blobs import MAX_BLOBS, Hold, Packed, Parcel
+from fleetlm.wire.blobs import MAX_BLOBS, MIN_UNSET_BYTES, Hold, Packed, Parcel, _unset_bytes, new_buffer
 from fleetlm.wire.codec import BadData, Codec
 from fleetlm.wire.extensions import Ext, Unreadable, unreadable_in
 from fleetlm.wire.large import LargeDecoder, copied_bytes
@@ -182,7 +182,7 @@ def test_a_message_that_is_broken_off_leaves_nothing_for_the_next_one(
     def break_off(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr("fleetlm.wire.codec.check_memoryview", break_off)
+    monkeypatch.setattr("fleetlm.wire.arrays.check_memoryview", break_off)
     value = [BIG, memoryview(b"")]
     with pytest.raises(error):
         codec.pack([value], value)
@@ -362,6 +362,41 @@ def test_filling_a_hold_does_not_copy_it() -> None:
     data = hold.to_bytes()
     assert hold._buffer.getvalue() is data
     assert sys.getsizeof(data) < 1_000_100
+
+
+def test_a_large_buffer_is_not_zeroed_before_it_is_filled() -> None:
+    assert _unset_bytes() is not bytes
+    for size_bytes in (0, 1, MIN_UNSET_BYTES - 1, MIN_UNSET_BYTES, 1_000_000):
+        buffer = new_buffer(size_bytes)
+        content = bytes(range(256)) * (size_bytes // 256 + 1)
+        buffer.write(memoryview(content)[:size_bytes])
+        data = buffer.getvalue()
+        assert data == content[:size_bytes]
+        assert sys.getsizeof(data) == sys.getsizeof(bytes(size_bytes))
+    with pytest.raises(MemoryError):
+        new_buffer(sys.maxsize - 1_000)
+
+
+class NoExecutableMemory:
+    """`ctypes` on a system that lets no program make code."""
+
+    py_object = c_void_p = c_ssize_t = pythonapi = None
+
+    @staticmethod
+    def PYFUNCTYPE(*_types: object) -> None:  # noqa: N802  # as in `ctypes`
+        raise MemoryError
+
+
+@pytest.mark.parametrize("ctypes", [None, object(), NoExecutableMemory()])
+def test_a_python_that_cannot_make_unset_bytes_zeroes_them(
+    monkeypatch: pytest.MonkeyPatch, ctypes: object
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", ctypes)
+    _unset_bytes.cache_clear()
+    try:
+        assert new_buffer(MIN_UNSET_BYTES).getvalue() == bytes(MIN_UNSET_BYTES)
+    finally:
+        _unset_bytes.cache_clear()
 
 
 def test_arrays_of_numpy_become_the_buffer_that_was_received(codec: Codec) -> None:

@@ -135,3 +135,17 @@ def test_a_batch_that_takes_too_long_is_given_up_and_leaves_nothing_behind(value
     assert codec.failures == 1
     assert codec.unpack_batch(batch)[1] == second
     assert codec.unpack(codec.pack_value(value)) == value
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_batch_that_is_broken_off_leaves_nothing_for_the_next_one(error: type[BaseException]) -> None:
+    def break_off(*_: object) -> Any:
+        raise error
+
+    codec = Codec()
+    batch = codec.pack_value([["box", dt.date(2026, 1, 1)], ["box", 2]])
+    assert codec.unpack_batch(batch)[1] == ["box", 2]  # From now on it has an unpacker.
+    codec._readers[Ext.DATE] = break_off
+    with pytest.raises(BadData if error is ValueError else error):
+        codec.unpack_batch(batch)
+    assert codec.unpack_batch(codec.pack_value([["box", 3]])) == [["box", 3]]
