@@ -1,11 +1,13 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
 # Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default three
 # for each core, since many tests wait for programs and sockets),
+# LONG_JOBS (those of `make test-long`: one waits for programs while simulations compute on all cores),
 # ARGS (passed on to pytest, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
 
 PYTHON ?= python3
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 JOBS ?= $(shell echo $$(( 3 * $(CORES) )))
+LONG_JOBS ?= $(shell echo $$(( $(CORES) + 1 )))
 ARGS ?=
 FUZZ_S ?= 60
 
@@ -13,8 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-BY_FILE := --dist loadfile --no-loadscope-reorder
-TESTS := -n $(JOBS) $(BY_FILE) -m "not long and not containers and not browser and not kits and not site"
+TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not containers and not browser and not kits and not site"
 COVERAGE_FLOOR := 80
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
@@ -45,9 +46,8 @@ test: $(STAMP) ## every test that needs neither minutes nor Docker
 	$(PYTEST) $(TESTS) $(ARGS)
 
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
-	$(PYTEST) -n $(CORES) --dist worksteal -m "long and not containers" $(ARGS) tests/sim
-	$(PYTEST) -n $(CORES) $(BY_FILE) -m "long and not containers and not alone" $(ARGS) --ignore=tests/sim
-	$(PYTEST) -m "long and not containers and alone" $(ARGS) --ignore=tests/sim
+	$(PYTEST) -n $(LONG_JOBS) --dist worksteal -m "long and not containers and not alone" $(ARGS)
+	$(PYTEST) -m "long and not containers and alone" $(ARGS)
 
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers
@@ -73,7 +73,7 @@ coverage: $(STAMP) ## the tests of `make test` with branch coverage of the whole
 	$(PYTEST) $(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR) $(ARGS)
 
 coverage-core: $(STAMP) ## unit tests must reach every branch of fleetlm/core and fleetlm/wire
-	$(PYTEST) -q --cov=fleetlm/core --cov=fleetlm/wire --cov-report=term --cov-fail-under=100 \
+	$(PYTEST) -q -n $(CORES) --cov=fleetlm/core --cov=fleetlm/wire --cov-report=term --cov-fail-under=100 \
 	  --ignore-glob="*_properties.py" --ignore-glob="*_pairs.py" $(ARGS) tests/unit/core tests/unit/wire
 
 lint: $(STAMP) ## ruff, the format, mypy and spelling

@@ -544,23 +544,32 @@ class Settings(Record):
         return min(3.0, max(0.2, 0.8 * self.poll_interval_s))
 
     @property
+    def heartbeat_slack_s(self) -> float:
+        """Seconds by which the timers of heartbeats may be late, so that several fire together."""
+        return self.node_timeout_s / 64
+
+    @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between two ZMTP PINGs. A silent peer is noticed up to this much late."""
-        return self.node_timeout_s / 4
+        """Seconds between two ZMTP PINGs, but for their slack.
+
+        A silent peer is noticed up to a quarter of the node time-out late: by this interval, and by the
+        slack of the two timers that run one after the other, that of the PING and `heartbeat_timeout_s`.
+        """
+        return self.node_timeout_s / 4 - 2 * self.heartbeat_slack_s
 
     @property
     def heartbeat_timeout_s(self) -> float:
         """Seconds without any frame after a PING that end a connection: the whole node time-out.
 
         libzmq starts this timer with the first PING after the last frame that came, so the silence itself is
-        longer than this by at most one `heartbeat_interval_s`.
+        longer than this by at most one `heartbeat_interval_s` and the slack of both timers.
         """
         return self.node_timeout_s
 
     @property
     def longest_silence_s(self) -> float:
         """Seconds after which a silent peer is certainly down."""
-        return self.heartbeat_timeout_s + self.heartbeat_interval_s
+        return self.heartbeat_timeout_s + self.heartbeat_interval_s + 2 * self.heartbeat_slack_s
 
     def replace(self, **changes: object) -> Settings:
         """Return a copy with other values. Raises: SettingsError, as the constructor."""

@@ -5,7 +5,7 @@ have 262,144 links to processes here: as keys of a dict their pids alone take 0.
 are kept here as plain numbers, in a dict for each node and incarnation. The collector leaves a dict of
 numbers out, as long as its values are numbers or None too; others may be stored as well.
 
-A map of few keys takes more memory so than a dict does. `compacted` changes over from the one to the other.
+A map of few keys takes more memory so than a dict does, so a dict becomes one when it has `MANY`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ActsMap(IdentityMap[Pid, tuple[int, ...]]):
 
     __slots__ = ()
 
-    def __init__(self, _kind: type[Pid] = Pid) -> None:
+    def __init__(self) -> None:
         super().__init__(Pid)
 
     def _pack(self, value: tuple[int, ...]) -> Any:
@@ -109,12 +109,3 @@ class ActsMap(IdentityMap[Pid, tuple[int, ...]]):
 def keys_one_by_one(of: MutableMapping[K, Any]) -> Iterator[K]:
     """Yield the keys of a dict or an `IdentityMap` as they are at the first step."""
     return of.one_by_one() if isinstance(of, IdentityMap) else one_by_one(of)
-
-
-def compacted(of: MutableMapping[K, V], kind: type[K], make: type[IdentityMap[K, V]]) -> MutableMapping[K, V]:
-    """Return ``of``, or a map made of it if it has become large."""
-    if len(of) <= MANY or isinstance(of, IdentityMap):
-        return of
-    made = make(kind)
-    made.update(of)
-    return made

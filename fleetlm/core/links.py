@@ -41,7 +41,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleetlm.core.identity_map import ActsMap, IdentityMap, compacted, keys_one_by_one
+from fleetlm.core.identity_map import MANY, ActsMap, IdentityMap, keys_one_by_one
 from fleetlm.core.one_by_one import one_by_one
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
@@ -98,12 +98,18 @@ class _Ends:
     on another node, which knows it itself: a peer may have 262,144 of them."""
 
     def link(self, other: Pid, acts: tuple[int, ...]) -> None:
-        self.links[other] = acts
-        self.links = compacted(self.links, Pid, ActsMap)
+        links = self.links
+        links[other] = acts
+        if type(links) is dict and len(links) > MANY:
+            self.links = ActsMap()
+            self.links.update(links)
 
     def watch(self, ref: Ref, target: Target | None) -> None:
-        self.watchers[ref] = target
-        self.watchers = compacted(self.watchers, Ref, IdentityMap)
+        watchers = self.watchers
+        watchers[ref] = target
+        if type(watchers) is dict and len(watchers) > MANY:
+            self.watchers = IdentityMap(Ref)
+            self.watchers.update(watchers)
 
 
 class Links:

@@ -122,12 +122,17 @@ class RowTable:
         return self._own.packed.keys()
 
     def own_facts(self, places: Iterable[Place], piece_bytes: int) -> Iterator[list[Any]]:
-        """Return these rows of this node as facts, in pieces of about ``piece_bytes``."""
+        """Return these rows of this node as facts, in pieces of about ``piece_bytes``.
+
+        A place without a row is passed over: a row may be made while a peer is told the others.
+        """
         piece: list[list[Any]] = []
         shown, size = "", 0
         for place in places:
             table, key = place
-            packed = self._own.packed[place]
+            packed = self._own.packed.get(place)
+            if packed is None:
+                continue
             if piece and (table != shown or size > piece_bytes):
                 yield ["put", shown, piece]
                 piece, size = [], 0

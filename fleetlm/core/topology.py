@@ -40,7 +40,7 @@ that node, and to tell whether it runs on this machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fleetlm.core.connection import Connection, Identity, Phase
@@ -224,6 +224,10 @@ class Topology:
         self.aliases: dict[str, str] = {}
         self.is_full: bool = False
         self.is_draining: bool = False
+        self._is_answering = False
+        """Whether the names of a DNS answer are being taken."""
+        self._displaceable: Iterator[Peer] | None = None
+        """The rows whose places these names may take, once one of them has needed one."""
         self._learned_at: dict[str, float] = {}
         """When a dial of an alias led to its node, for those that no node has announced."""
         self.hosts: dict[str, dict[str, Peer]] = {}
@@ -279,7 +283,7 @@ class Topology:
         if not (by_dns or self._make_room_at(parsed.ip, introduced_by)):
             return None
         if len(self.peers) >= self.settings.max_peers:
-            displaced = self._find_displaceable(self.peers.values()) if itself or by_dns else None
+            displaced = self._find_displaced() if itself or by_dns else None
             if displaced is None:
                 self.is_full = True
                 return None
@@ -330,10 +334,12 @@ class Topology:
             if _version(peer) in families:
                 peer.in_dns = peer.is_exact = False
                 peer.misses += 1
+        self._is_answering = True
         for name in names:
             for peer in self._named_by_dns(now, NodeName.parse(name)):
                 peer.in_dns = peer.in_dns or _version(peer) in families
                 peer.misses = 0
+        self._is_answering, self._displaceable = False, None
         to_dial = [
             peer for name, peer in self.peers.items() if name not in known or self._unblock_if_named(peer)
         ]
@@ -549,13 +555,25 @@ class Topology:
 
     def _find_displaceable(self, rows: Iterable[Peer]) -> Peer | None:
         """Return the unproven row that was named least recently, of those that are not being dialled."""
-        found = (
-            peer
-            for peer in rows
-            if not (self._is_in_dns_itself(peer) or peer.is_pinned or peer.connection.ups)
-            and peer.connection.phase is Phase.IDLE
-        )
-        return min(found, key=lambda peer: peer.last_seen, default=None)
+        return min(filter(self._is_displaceable, rows), key=_last_seen, default=None)
+
+    def _find_displaced(self) -> Peer | None:
+        """Return the row whose place a node may take in the full table, or None.
+
+        To look through a thousand rows for each of the four thousand names of a DNS answer would take most of
+        a second. Such names make no row displaceable, so the rows are looked through once.
+        """
+        if not self._is_answering:
+            return self._find_displaceable(self.peers.values())
+        if self._displaceable is None:
+            self._displaceable = iter(
+                sorted(filter(self._is_displaceable, self.peers.values()), key=_last_seen)
+            )
+        return next(filter(self._is_displaceable, self._displaceable), None)
+
+    def _is_displaceable(self, peer: Peer) -> bool:
+        is_wanted = self._is_in_dns_itself(peer) or peer.is_pinned or peer.connection.ups
+        return not is_wanted and peer.connection.phase is Phase.IDLE
 
     def _is_in_dns_itself(self, peer: Peer) -> bool:
         """Whether DNS names a node, or its host, and it is the one to dial there."""
@@ -592,6 +610,10 @@ class Topology:
             and peer.misses >= s.forget_after_lookups
             and now - peer.last_seen > s.forget_after_s
         )
+
+
+def _last_seen(peer: Peer) -> float:
+    return peer.last_seen
 
 
 def _version(peer: Peer) -> int:

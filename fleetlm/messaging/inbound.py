@@ -287,7 +287,8 @@ class Inbound:
                 messages = unpack_long_batch(codec, body)
         except TooManySteps:
             credit.took(size_bytes)
-            self.unpack_beside(session, partial(unpack_batch, codec, body, session.arrivals.limit))
+            limit = session.arrivals.limit
+            self.unpack_beside(session, partial(unpack_batch, codec, memoryview(body), limit))
             return []
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None

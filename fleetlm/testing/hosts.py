@@ -203,8 +203,8 @@ class Endpoint:
 
     def draw_silence_s(self) -> float:
         """Draw the seconds from the last frame until this end's heartbeat finds the other silent."""
-        late_s = self.fabric.rng.random() * self.settings.heartbeat_interval_s
-        return self.settings.heartbeat_timeout_s + late_s
+        earliest_s = self.settings.heartbeat_timeout_s
+        return earliest_s + self.fabric.rng.random() * (self.settings.longest_silence_s - earliest_s)
 
 
 class Connection:

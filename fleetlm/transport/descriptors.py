@@ -31,8 +31,9 @@ from fleetlm.transport.tcp import copy_of
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
-FDS_TO_START: Final = 23
-"""Descriptors that must be free at the start: libzmq takes 12, the router 7; the spare ones come on top."""
+FDS_TO_START: Final = 25
+"""Descriptors that must be free at the start: libzmq takes 12, the router 8, and the local roads 2, one
+of them for the board of ticks; the spare ones come on top."""
 FDS_FOR_DIAL: Final = 5
 """A DEALER, both ends of its monitor, the lookup of its source address, and the connection."""
 FDS_KEPT: Final = 16

@@ -28,11 +28,14 @@ HEAD: Final = struct.Struct(">I")
 """The length of a frame."""
 HEAD_BYTES: Final = HEAD.size
 _size_of: Final = HEAD.unpack_from
-READ_BYTES: Final = 64 * 1024
-"""Bytes read in one turn of the loop, unless a longer frame is on its way: a few batches."""
+READ_BYTES: Final = 96 * 1024
+"""Bytes read in one turn of the loop, unless a longer frame is on its way: more than a batch. The memory of
+reads of 128 KiB and more would come from the kernel each time."""
+LONG_BYTES: Final = 64 * 1024
+"""From this size on a frame that a read has cut is long."""
 READ_BYTES_BEHIND_LONG: Final = 1_024
-"""Bytes read behind a frame of `READ_BYTES` or more. Often the next frame is as long, and the part of it that
-is read together with its head has to be copied once more."""
+"""Bytes read behind a long frame. Often the next frame is as long, and the part of it that is read together
+with its head has to be copied once more."""
 MAX_READ_S: Final = 0.004
 """Seconds in which frames are passed on in one turn, as on the other road (`transport.router`): by one
 reader, and by all readers of a node together."""
@@ -315,6 +318,7 @@ class FrameReader:
         if self._has_more or self._time.is_over:
             return  # Frames wait that came before, or it is the turn of others.
         began = monotonic()
+        wanted = self._read_bytes
         got, data = self._receive(), self._data
         if HEAD_BYTES < got == len(data) and got - HEAD_BYTES == _size_of(data)[0] <= self._max_bytes:
             self._data = b""  # As `_pass_on`, for what is usual: one whole frame has come.
@@ -322,8 +326,12 @@ class FrameReader:
             self._time.take(monotonic() - began)
         elif got > 0:
             self._pass_on(began + MAX_READ_S)
+            if got == wanted and self._view and self._arrived is not _drop:
+                got = self._receive()  # The frame goes on behind what was read.
+                if got > 0:
+                    self._pass_on(began + MAX_READ_S)
             self._time.take(monotonic() - began)
-        elif got == 0:
+        if got == 0:
             self._end("")
 
     def _receive(self) -> int:
@@ -385,7 +393,7 @@ class FrameReader:
     def _end_large(self) -> None:
         """Pass on the frame that has come whole now."""
         view, self._view = self._view, memoryview(b"")
-        if len(view) >= READ_BYTES:
+        if len(view) >= LONG_BYTES:
             self._read_bytes = READ_BYTES_BEHIND_LONG
         if self._large is None:
             self._arrived(self._head, view)

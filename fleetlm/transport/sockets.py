@@ -41,7 +41,7 @@ KEEPALIVE_IDLE_S: Final = 60
 
 FDS_PER_PEER: Final = 3
 """Descriptors for each connected peer: a DEALER's wake-up and connection, and the peer's connection. A local
-road takes two more where they are free, and is done without where they are not."""
+road takes three more where they are free, and is done without where they are not."""
 FDS_PER_DIAL: Final = 2
 """Further descriptors while a dial is in progress: both ends of its monitor."""
 FDS_RESERVED: Final = 128

@@ -73,6 +73,7 @@ from fleetlm.transport.sockets import (
 )
 from fleetlm.transport.sweeps import Sweeps
 from fleetlm.transport.tick_board import Tick
+from fleetlm.transport.timer_slack import timer_slack
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -223,6 +224,9 @@ class ZmqTransport:
                 self._roads.drain,
                 self._refuse,
             )
+            # libzmq starts its threads with the first socket.
+            with timer_slack(self._settings.heartbeat_slack_s):
+                context.socket(zmq.PAIR).close(0)
             self._router.open(listening)
         except (zmq.ZMQError, OSError) as error:
             if self._router is not None:

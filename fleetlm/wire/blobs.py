@@ -87,7 +87,12 @@ def _unset_bytes() -> Callable[[int], bytes]:
         # A type of its own: the attributes of `ctypes.pythonapi` are shared by the whole program.
         prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
         make = prototype(("PyBytes_FromStringAndSize", ctypes.pythonapi))
-    except (ImportError, AttributeError):
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+        MemoryError,
+    ):  # The last one where no memory may be executed.
         return bytes
     return functools.partial(make, None)
 

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import zmq
 
 from fleetlm.transport.standstill import GRACE_S
 from tests.support.patience import allowed_s
@@ -95,9 +97,7 @@ async def test_a_stranger_that_floods_while_the_loop_stands_still_is_ended_then_
         await carries(b, channel, a, b"after")
 
 
-async def test_who_comes_while_the_loop_stands_still_is_bounded_too_and_others_wait_until_it_goes_on() -> (
-    None
-):
+async def test_who_comes_while_the_loop_stands_still_is_bounded_and_others_wait_until_it_goes_on() -> None:
     async with station() as a, station() as b:
         await carries(b, await b.reach(a), a, b"its loop has gone round")
         facts: list[object] = []
@@ -143,3 +143,28 @@ async def test_a_stopped_node_leaves_no_thread() -> None:
     async with station():
         assert len(names()) == 1
     assert names() == []
+
+
+class LateFrame:
+    """A frame of a connection that has ended, as pyzmq gives it out: with the descriptor that it had."""
+
+    def __init__(self, fd: int, ip: str) -> None:
+        self._facts = {zmq.SRCFD: fd, "Peer-Address": ip}
+
+    def get(self, name: object) -> object:
+        return self._facts[name]  # type: ignore[index]
+
+
+async def test_a_late_frame_of_a_forgotten_source_does_not_take_over_the_connection_of_another_address() -> (
+    None
+):
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        router: Any = a.transport._router
+        (honest,) = router.sources()
+        fd = router._sources[honest].fd
+        assert router._meet(b"forgotten", LateFrame(fd, "10.9.9.9")) is not None
+        assert router._sources[honest].source == honest
+        await carries(b, channel, a, b"after")
+        assert [fact for fact in a.seen.all("gone") if fact[0] == honest] == []

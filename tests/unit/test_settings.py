@@ -454,7 +454,10 @@ def test_what_is_printed_at_boot() -> None:
 def test_times_that_follow() -> None:
     settings = Settings()
     assert settings.heartbeat_timeout_s == settings.node_timeout_s, "silence ends no peer before that time"
-    assert settings.longest_silence_s == 1.25 * settings.node_timeout_s
+    assert settings.longest_silence_s == 1.25 * settings.node_timeout_s, "and every peer soon after it"
+    # A PING late by its slack, and then the time-out late by its own.
+    late_s = settings.heartbeat_interval_s + 2 * settings.heartbeat_slack_s
+    assert settings.heartbeat_timeout_s + late_s == settings.longest_silence_s
     for poll_ms in ("1", "250", "1000", "5000", "86400000"):
         lifetime_s = Settings.from_env({"DNS_POLL_INTERVAL_MS": poll_ms}).dns_lifetime_s
         assert 0.2 <= lifetime_s <= 3.0

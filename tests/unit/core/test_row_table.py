@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from fleetlm import InvalidName, RowDropped, RowPut, Settings, TooManyRows
 from fleetlm.core.row_table import ROW_BYTES, Place, RowTable, Tell, size_of
+from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.wire.codec import Codec
 
@@ -162,6 +164,38 @@ def test_a_row_that_changes_is_announced_before() -> None:
     table.put("a", "k", pack(2))
     table.drop("a", "k")
     assert before == [(("a", "k"), {}), (("a", "k"), {ME: 1}), (("a", "k"), {ME: 2})]
+
+
+class Told:
+    """The rows of a table, as `Snapshot` reads them."""
+
+    topic = "rows"
+
+    def __init__(self, table: RowTable) -> None:
+        self.table = table
+
+    def own_keys(self) -> Iterable[Place]:
+        return self.table.own_keys()
+
+    def own_facts(self, keys: Iterable[Place]) -> Iterator[Any]:
+        return self.table.own_facts(keys, 200)
+
+
+def test_a_row_can_be_made_while_a_peer_is_told_the_others() -> None:
+    snapshots: list[Snapshot] = []
+    announced: list[Any] = []
+
+    def announce(place: Place) -> None:
+        for snapshot in snapshots:
+            announced.extend(snapshot.before_change("rows", place))
+
+    table = RowTable(ME, 1, Settings(), msgpack.unpackb, announce)
+    table.put("flags", "beta", pack(1))
+    snapshots.append(Snapshot([Told(table)]))
+    assert table.put("flags", "alpha", pack(2))[0] == Tell(["put", "flags", [["alpha", pack(2)]]])
+    assert announced == [], "there was no row that the peer would have to know before"
+    assert snapshots[0].next() == ("rows", ["put", "flags", [["beta", pack(1)]]])
+    assert snapshots[0].next() is None
 
 
 class Name(StrEnum):

@@ -291,6 +291,29 @@ def test_a_node_that_was_up_or_is_in_dns_is_displaced_by_nobody() -> None:
     assert table.is_full
 
 
+def test_an_answer_with_many_new_names_looks_through_a_full_table_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, looks = topology(Settings(max_peers=100)), [0]
+    is_displaceable = Topology._is_displaceable
+
+    def count(self: Topology, peer: Peer) -> bool:
+        looks[0] += 1
+        return is_displaceable(self, peer)
+
+    monkeypatch.setattr(Topology, "_is_displaceable", count)
+    table.answered(T, [f"fleetlm@10.1.{n % 2}.{n // 2}" for n in range(400)])
+    assert len(table.peers) == 100
+    for peer in list(table.peers.values())[:40]:
+        peer.connection.ups = 1
+    kept = list(table.peers)[:40]
+    table.answered(T + 1, [f"fleetlm@10.2.{n % 2}.{n // 2}" for n in range(400)])
+    assert looks[0] <= 400, "and not once for each name"
+    assert list(table.peers)[:40] == kept, "who was up stays, and the others give way"
+    assert all(known.startswith("fleetlm@10.2.") for known in list(table.peers)[40:])
+    assert table.is_full
+
+
 def test_in_a_full_table_nodes_that_nobody_names_leave_soon() -> None:
     table = topology(Settings(max_peers=2))
     met(table, name(2)).connection.ups = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -114,3 +115,61 @@ def test_the_function_of_the_program_is_named_not_what_it_calls() -> None:
     [shown] = found
     assert "(test_loop_watch.py:" in shown
     assert ", which calls " in shown
+
+
+class Clock:
+    """A loop and a stop event whose time passes while the thread of a watch waits."""
+
+    def __init__(self, watch: LoopWatch, blocked_at: float) -> None:
+        self.now = 1_000.0
+        self.pauses: list[float] = []
+        self.due = 0.0
+        self._watch = watch
+        self._blocked_at = blocked_at
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, *_: object) -> None:
+        self.due = when
+
+    def is_closed(self) -> bool:
+        return self.now > self._blocked_at + 5
+
+    def is_running(self) -> bool:
+        return True
+
+    def wait(self, pause_s: float) -> bool:
+        """Wait as an event that nobody sets; the loop beats on time until it is blocked."""
+        self.pauses.append(pause_s)
+        self.now += pause_s
+        while self.due <= min(self.now, self._blocked_at):
+            self._watch._beat_at = self.due
+            self.due += 0.5
+        return False
+
+
+def test_the_thread_wakes_up_once_in_the_limit_and_a_blockage_is_told_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = LoopWatch(1.0)
+    clock: Any = Clock(watch, blocked_at=1_060.1)
+    told: list[tuple[float, bool]] = []
+    monkeypatch.setattr("fleetlm.runtime.loop_watch.time.monotonic", clock.time)
+    monkeypatch.setattr(
+        watch, "_tell", lambda still_s, _frame, _loop, is_late: told.append((still_s, is_late))
+    )
+    watch._beat(clock)
+    watch._run(clock, clock, 0)
+    assert told == [(pytest.approx(1.25), False)], "the last beat was at second 60"
+    assert len(clock.pauses) < 85
+    assert min(clock.pauses) > 0.2
+
+
+def test_the_loop_beats_at_moments_that_its_node_shares() -> None:
+    watch = LoopWatch(1.0)
+    clock: Any = Clock(watch, blocked_at=math.inf)
+    for now, due in [(7.0, 7.5), (6.99, 7.5), (7.2, 7.5), (7.44, 7.5), (7.46, 8.0)]:
+        clock.now = now
+        watch._beat(clock)
+        assert clock.due == due

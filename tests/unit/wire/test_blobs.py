@@ -377,11 +377,21 @@ def test_a_large_buffer_is_not_zeroed_before_it_is_filled() -> None:
         new_buffer(sys.maxsize - 1_000)
 
 
-@pytest.mark.parametrize("ctypes", [None, object()], ids=["no ctypes", "ctypes without Python's C API"])
+class NoExecutableMemory:
+    """`ctypes` on a system that lets no program make code."""
+
+    py_object = c_void_p = c_ssize_t = pythonapi = None
+
+    @staticmethod
+    def PYFUNCTYPE(*_types: object) -> None:  # noqa: N802  # as in `ctypes`
+        raise MemoryError
+
+
+@pytest.mark.parametrize("ctypes", [None, object(), NoExecutableMemory()])
 def test_a_python_that_cannot_make_unset_bytes_zeroes_them(
     monkeypatch: pytest.MonkeyPatch, ctypes: object
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ctypes", ctypes)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ctypes", ctypes)
     _unset_bytes.cache_clear()
     try:
         assert new_buffer(MIN_UNSET_BYTES).getvalue() == bytes(MIN_UNSET_BYTES)
