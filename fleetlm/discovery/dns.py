@@ -156,8 +156,8 @@ class DnsDiscovery:
     async def prepare(self, within_s: float) -> None:
         """Wait for the import that the first lookup of a name needs, for tools that look only once.
 
-        A busy machine may take longer for it than a lookup may take. A node just looks again. A failed import raises nothing:
-        the lookup tells why there is no answer.
+        A busy machine may take longer for it than a lookup may take. A node just looks again. A failed import
+        raises nothing: the lookup tells why there is no answer.
 
         Args:
             within_s: seconds to wait at most.
