@@ -174,24 +174,23 @@ class ReadingTime:
     after `MAX_READ_S` of reading, in one turn or in many. Then readers wait for the next turn.
 
     Attributes:
+        left_s: seconds of it that are left; readers take theirs away, and call `end` when none are.
         is_over: whether readers have to wait. What has come for them stays in the kernel.
     """
 
-    __slots__ = ("_is_scheduled", "_left_s", "_loop", "_unfinished", "is_over")
+    __slots__ = ("_is_scheduled", "_loop", "_unfinished", "is_over", "left_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._left_s = MAX_READ_S
+        self.left_s: float = MAX_READ_S
         self._unfinished: deque[FrameReader] = deque()
         self._is_scheduled = False
         self.is_over: bool = False
 
-    def take(self, seconds: float) -> None:
-        """Count what a reader has taken."""
-        self._left_s -= seconds
-        if self._left_s <= 0:
-            self.is_over = True
-            self._renew_soon()
+    def end(self) -> None:
+        """Note that it is used up: let readers wait for the next turn."""
+        self.is_over = True
+        self._renew_soon()
 
     def go_on_later(self, reader: FrameReader) -> None:
         """Let a reader pass on the rest of what it has read in a later turn."""
@@ -205,7 +204,7 @@ class ReadingTime:
 
     def _renew(self) -> None:
         self._is_scheduled = False
-        self._left_s = MAX_READ_S
+        self.left_s = MAX_READ_S
         self.is_over = False
         for _ in range(len(self._unfinished)):
             if self.is_over:
@@ -281,7 +280,9 @@ class FrameReader:
         if self._has_more:
             began = monotonic()
             self._pass_on(began + MAX_READ_S)
-            self._time.take(monotonic() - began)
+            self._time.left_s -= monotonic() - began
+            if self._time.left_s <= 0:
+                self._time.end()
 
     def mute(self) -> None:
         """Read nothing more, and leave the socket open."""
@@ -315,7 +316,8 @@ class FrameReader:
             self.sock.close()
 
     def _on_readable(self) -> None:
-        if self._has_more or self._time.is_over:
+        time = self._time
+        if self._has_more or time.is_over:
             return  # Frames wait that came before, or it is the turn of others.
         began = monotonic()
         wanted = self._read_bytes
@@ -323,16 +325,17 @@ class FrameReader:
         if HEAD_BYTES < got == len(data) and got - HEAD_BYTES == _size_of(data)[0] <= self._max_bytes:
             self._data = b""  # As `_pass_on`, for what is usual: one whole frame has come.
             self._arrived(data[HEAD_BYTES:], None)
-            self._time.take(monotonic() - began)
         elif got > 0:
             self._pass_on(began + MAX_READ_S)
             if got == wanted and self._view and self._arrived is not _drop:
                 got = self._receive()  # The frame goes on behind what was read.
                 if got > 0:
                     self._pass_on(began + MAX_READ_S)
-            self._time.take(monotonic() - began)
         if got == 0:
             self._end("")
+        time.left_s -= monotonic() - began
+        if time.left_s <= 0:
+            time.end()
 
     def _receive(self) -> int:
         """Read once. Returns the number of bytes, 0 at the end of the stream, -1 if nothing has come."""
