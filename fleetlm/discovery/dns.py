@@ -156,14 +156,14 @@ class DnsDiscovery:
     async def prepare(self, within_s: float) -> None:
         """Wait for the import that the first lookup of a name needs, for tools that look only once.
 
-        A busy machine may take longer for it than a lookup may take. A node just looks again. Never raises:
-        the lookup tells why there is no answer.
+        A busy machine may take longer for it than a lookup may take. A node just looks again. A failed import
+        raises nothing: the lookup tells why there is no answer.
 
         Args:
             within_s: seconds to wait at most.
         """
         if self._names and self._lookups is None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(_NotImported, ImportError, OSError):
                 self._lookups = await self._make_in_thread(within_s)
 
     async def close(self) -> None:
