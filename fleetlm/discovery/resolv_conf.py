@@ -11,6 +11,7 @@ left out instead of ending the search.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,6 +141,8 @@ _NUMBERS = {
     "attempts": ("attempts", 1, MAX_ATTEMPTS),
 }
 """Options with a number: attribute, and the lowest and highest value."""
+_LEADING_NUMBER = re.compile(r"\+?[0-9]+", re.ASCII)
+"""What atoi(3) reads of a text, such as the 2 of ``2,timeout:1``."""
 
 
 @dataclass(slots=True)
@@ -175,21 +178,22 @@ class _Draft:
         self.search = []
         for text in values:
             try:
-                domain = dns.name.from_text(text)
+                domain = dns.name.from_text(text.removeprefix(".") or ".")  # As the C library reads it.
             except (dns.exception.DNSException, ValueError) as error:
                 self.remarks.append(f'{where}: passed over the search domain "{text}" ({error})')
             else:
                 self.search.append(domain)
 
     def read_options(self, values: list[str], where: str) -> None:
-        for text in values:
+        for text, following in zip(values, [*values, ""][1:], strict=True):
             option, colon, number = text.partition(":")
             if not colon and option in _FLAGS:
                 self.options[_FLAGS[option]] = True
             elif colon and option in _NUMBERS:
                 attribute, low, high = _NUMBERS[option]
-                if number.isascii() and number.isdecimal():
-                    self.options[attribute] = min(max(int(number[:9]), low), high)
+                found = _LEADING_NUMBER.match(number or following)  # atoi(3) skips the space before it.
+                if found:
+                    self.options[attribute] = min(max(int(found[0][:9]), low), high)
                 else:
                     self.remarks.append(f'{where}: passed over the option "{text}", which has no number')
 

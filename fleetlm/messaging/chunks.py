@@ -30,7 +30,7 @@ from collections.abc import Hashable
 
 from fleetlm.records import Row
 from fleetlm.wire.blobs import MAX_BLOBS, MIN_BLOB_BYTES, Hold, Packed, Parcel
-from fleetlm.wire.frames import BadFrame, Chunk
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Chunk, read_chunk
 
 MAX_TRANSFERS = 16_384
 """Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
@@ -333,6 +333,24 @@ class Reassembly:
         self._unfinished: dict[int, _Unfinished] = {}
         self._expected: tuple[tuple[object, ...], _Unfinished] | None = None
         """The message whose first chunk is being received, behind all fields of that chunk but its piece."""
+
+    def room_for(self, body: memoryview, size_bytes: int) -> memoryview | None:
+        """Return the memory for the end of a CHUNK that has not come whole, as `room` and `first_room` do.
+
+        Args:
+            body: what has come of the body of the frame.
+            size_bytes: of the whole frame.
+        """
+        if len(body) < CHUNK_HEAD.size:
+            return None
+        number, *_, blobs = CHUNK_HEAD.unpack_from(body)
+        if not blobs:
+            return self.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
+        try:
+            chunk = read_chunk(body)
+        except BadFrame:  # The sizes of its blobs have not come.
+            return None
+        return self.first_room(chunk, size_bytes - chunk.overhead_bytes)
 
     def first_room(self, chunk: Chunk, size_bytes: int) -> memoryview | None:
         """Return the memory in which the end of a first chunk may be received: that of the first blob.

@@ -60,7 +60,7 @@ from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import CHUNK_HEAD, HEADER, HEADER_BYTES, BadFrame, Kind, read_chunk
+from fleetlm.wire.frames import HEADER, HEADER_BYTES, BadFrame, Kind, read_chunk
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import (
     COUNT_END,
@@ -326,17 +326,9 @@ class Inbound:
 
     def room(self, session: Session, start: bytes, size_bytes: int) -> memoryview | None:
         """Return the memory for the end of a frame that has not come whole; see `Listener.room`."""
-        body = memoryview(start)[HEADER_BYTES:]
-        if start[0] != Kind.CHUNK or len(body) < CHUNK_HEAD.size:
+        if start[0] != Kind.CHUNK:
             return None
-        number, *_, blobs = CHUNK_HEAD.unpack_from(body)
-        if not blobs:
-            return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
-        try:
-            chunk = read_chunk(body)
-        except BadFrame:  # The sizes of its blobs have not come.
-            return None
-        return session.reassembly.first_room(chunk, size_bytes - chunk.overhead_bytes)
+        return session.reassembly.room_for(memoryview(start)[HEADER_BYTES:], size_bytes)
 
     def _read_large(self, session: Session, whole: Whole) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""

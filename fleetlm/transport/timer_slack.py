@@ -19,29 +19,31 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
 def timer_slack(slack_s: float) -> Iterator[None]:
     """Let the waits of threads that are started in this block be up to ``slack_s`` seconds late.
 
-    The thread that runs the block has its usual slack again behind it, and must not wait in between.
+    The thread that runs the block has its former slack again behind it, and must not wait in between.
     """
-    is_set = _set_slack(max(1, round(slack_s * 1e9)))
+    former = _change_slack(str(max(1, round(slack_s * 1e9))))
     try:
         yield
     finally:
-        if is_set:
-            _set_slack(0)  # The value with which the thread began.
+        if former:
+            _change_slack(former)
 
 
-def _set_slack(nanoseconds: int) -> bool:
-    """Set the slack of the calling thread. Returns False if that is not possible."""
+def _change_slack(nanoseconds: str) -> str:
+    """Set the slack of the calling thread. Returns the former one; empty if that is not possible."""
     if not sys.platform.startswith("linux"):
-        return False
+        return ""
+    file = Path(f"/proc/{threading.get_native_id()}/timerslack_ns")
     try:
-        with open(f"/proc/{threading.get_native_id()}/timerslack_ns", "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write(str(nanoseconds))
+        former = file.read_text("ascii").strip()
+        file.write_text(nanoseconds, "ascii")
     except OSError:
-        return False
-    return True
+        return ""
+    return former

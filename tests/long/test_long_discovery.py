@@ -27,6 +27,7 @@ async def test_forty_nodes_mesh_within_three_seconds_of_the_first_answer() -> No
     pytest.fail(f"not within {MESH_S:g} s in {ATTEMPTS} attempts")
 
 
+@pytest.mark.alone
 @pytest.mark.deadline(60)
 async def test_forty_nodes_mesh_from_answers_that_name_eight() -> None:
     await mesh(processes=4, each=10, within_s=20.0, sample=8)

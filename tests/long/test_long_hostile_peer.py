@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from fleetlm import FleetError, Node, Settings
+from fleetlm import FleetError, Node, PeerInfo, Settings
 from tests.fuzz.hostile_peer import Box, Mutator, furnish, host, talk
-from tests.system.cluster_tools import Fleet, quantile
+from tests.system.cluster_tools import Fleet, quantile, until
 from tests.system.cluster_worker import open_files, resident_kib
 
 pytestmark = pytest.mark.long
@@ -37,6 +37,10 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
         for node in (victim, honest):
             await host(node)
         await honest.ready(1, 10.0)
+        for one, other in ((victim, honest), (honest, victim)):
+            await until(
+                lambda one=one, other=other: road_of(one, other.name) == "local"
+            )  # It has descriptors.
         before, is_over = (open_files(), resident_kib()), asyncio.Event()
         calling = asyncio.create_task(call(honest, victim.name, is_over))
         rng, changed, ends_at = random.Random(7), 0, time.monotonic() + SECONDS / 2
@@ -56,6 +60,13 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
         assert resident_kib() - before[1] < MAX_GROWTH_KIB
     unexpected = [record for record in caplog.records if "cannot handle a frame" in record.getMessage()]
     assert unexpected == [], unexpected[0].exc_text
+
+
+def road_of(node: Node, to: str) -> str | None:
+    """Return how frames travel to a peer."""
+    row = node.info(to)
+    assert isinstance(row, PeerInfo)
+    return row.road
 
 
 def quick(fleet: Fleet, number: int) -> Settings:

@@ -34,7 +34,7 @@ LONGEST = (
     "tests/sim/test_seeds_dns.py",
 )
 """The files that take ten seconds and more: the longest early, and those that compute beside those that wait.
-In `make test` one worker runs all tests of a file, so one of these that began last would run alone at the end.
+In `make test` one worker runs all tests of a file: one of these that began last would run alone at the end.
 Those of tests/long wait for minutes, while the other workers of `make test-long` run simulations."""
 BUSY, WAITING = ("tests/sim/",), ("tests/system/", "tests/transport/")
 """Folders whose tests need a core for seconds, and those whose tests mostly wait for programs and sockets."""

@@ -152,7 +152,7 @@ class LateFrame:
         self._facts = {zmq.SRCFD: fd, "Peer-Address": ip}
 
     def get(self, name: object) -> object:
-        return self._facts[name]  # type: ignore[index]
+        return self._facts[name]
 
 
 async def test_a_late_frame_of_a_forgotten_source_does_not_take_over_the_connection_of_another_address() -> (

@@ -39,6 +39,21 @@ def test_threads_that_are_started_meanwhile_have_the_slack_and_others_do_not() -
     assert slack_in_a_thread() == usual
 
 
+def test_a_thread_gets_back_the_slack_that_its_program_has_given_it() -> None:
+    found: list[int] = []
+
+    def run() -> None:
+        with timer_slack(0.002):
+            with timer_slack(0.125):
+                pass
+            found.append(slack_here())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [2_000_000]
+
+
 def test_the_usual_slack_is_back_after_an_error() -> None:
     usual = slack_here()
     with pytest.raises(OSError, match="no socket"), timer_slack(0.125):

@@ -106,6 +106,19 @@ def test_the_last_of_domain_and_search_holds() -> None:
     assert searched(read("search b.test c.test\ndomain a.test ignored\n")) == ["a.test."]
 
 
+@pytest.mark.parametrize("number", [" 3", "\t3", "3,timeout:1", "3x", "+3", "03"])
+def test_a_number_is_read_as_far_as_it_is_one(number: str) -> None:
+    """As atoi(3) of the C library does, which also skips the space before it."""
+    config = read(f"options ndots:{number} rotate\n")
+    assert (config.ndots, config.rotate, config.remarks) == (3, True, ())
+
+
+def test_a_search_domain_may_begin_with_a_dot() -> None:
+    config = read("search .a.test . ..b.test c.test\n")
+    assert [str(domain) for domain in config.search] == ["a.test.", ".", "c.test."]
+    assert len(config.remarks) == 1
+
+
 def test_the_environment_replaces_the_search_domains_and_adds_options() -> None:
     config = read(
         "search b.test\noptions ndots:2\n",

@@ -81,7 +81,7 @@ async def test_heartbeats_of_a_neighbour_do_not_add_up_over_days(monkeypatch: py
         dialled=(),
         waiting=(),
         count_rounds=int,
-        stop_accepting=int,
+        stop_accepting=lambda: None,
         ended=lambda _: None,
     )
     found = [*looks._see()]
