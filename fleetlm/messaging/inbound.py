@@ -60,14 +60,7 @@ from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import (
-    HEADER,
-    HEADER_BYTES,
-    BadFrame,
-    Kind,
-    read_chunk,
-    read_header,
-)
+from fleetlm.wire.frames import HEADER, HEADER_BYTES, BadFrame, Kind, read_chunk
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import (
     COUNT_END,
@@ -223,7 +216,7 @@ class Inbound:
             BadFrame: the peer broke the protocol, or a frame was lost; the session must go down.
         """
         if len(frame) < HEADER_BYTES:
-            read_header(frame)  # It raises.
+            raise BadFrame(f"{len(frame)} bytes are too few for a frame")
         kind, epoch, seq = _unpack_header(frame)
         incoming = session.incoming
         if seq != incoming.seq or epoch != incoming.epoch:

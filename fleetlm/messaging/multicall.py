@@ -91,7 +91,7 @@ class Multicall:
         calls = [asking.ask(to) for to in targets]
         for session in {id(session): session for session, *_ in asked}.values():
             session.flush_batch()  # Nothing follows: they need not wait for the end of the turn.
-        slot = outbound.wheel.enter(asking, asking.deadline, "", timeout_s)
+        slot = outbound.wheel.enter(asking, asking.deadline, "", timeout_s) if asked else {}
         try:
             if asked and len(asked) == len(targets):
                 results = await _outcomes(asked)
