@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from functools import partial
 
 import pytest
 
@@ -38,13 +39,11 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
             await host(node)
         await honest.ready(1, 10.0)
         for one, other in ((victim, honest), (honest, victim)):
-            await until(
-                lambda one=one, other=other: road_of(one, other.name) == "local"
-            )  # It has descriptors.
+            await until(partial(has_local_road, one, other.name))  # It has descriptors.
         before, is_over = (open_files(), resident_kib()), asyncio.Event()
         calling = asyncio.create_task(call(honest, victim.name, is_over))
         rng, changed, ends_at = random.Random(7), 0, time.monotonic() + SECONDS / 2
-        while time.monotonic() < ends_at:
+        while time.monotonic() < ends_at or changed <= 50:  # More of them on a fast machine.
             changed += await live(fleet, 4, victim.name, rng)
         boxes = honest.entities.ref(Box, "boxes")
         for key in map(str, range(20)):
@@ -52,7 +51,6 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
         is_over.set()
         taken = await calling
         print(f"{changed} frames changed; {len(taken)} calls, p99 {quantile(taken, 0.99) * 1000:.1f} ms")
-        assert changed > 50
         assert [event for event in fleet.downs if fleet.name(4) not in (event.on, event.node)] == []
         async with asyncio.timeout(20.0):
             while open_files() > before[0] + 8:
@@ -62,11 +60,11 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
     assert unexpected == [], unexpected[0].exc_text
 
 
-def road_of(node: Node, to: str) -> str | None:
-    """Return how frames travel to a peer."""
+def has_local_road(node: Node, to: str) -> bool:
+    """Whether frames travel to a peer over a local road."""
     row = node.info(to)
     assert isinstance(row, PeerInfo)
-    return row.road
+    return row.road == "local"
 
 
 def quick(fleet: Fleet, number: int) -> Settings:
