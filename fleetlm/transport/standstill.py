@@ -7,8 +7,10 @@ loop stands still (`fleetlm.transport.bounds`). Times and counts are left to the
 help that nobody answers.
 
 *What it costs.* The thread sleeps until something has come, and then for `GRACE_S`. If the loop has gone on
-by then, it sleeps again. So it does nothing on a quiet node, and looks at three numbers a few times a second
-on a busy one.
+by then, it sleeps again. So it does nothing on a quiet node, and looks at a few numbers some times a second
+on a busy one. It looks at connections only when the memory of the process has grown by `GROWTH_BYTES` since
+something came, and a twentieth of the time at most (`PART_OF_TIME`): a loop that is late because many nodes
+connect at once would be later with each look, and a process with several nodes has a thread for each.
 
 *Who is looked at.* Connections that the loop knows, those that this node has dialled, and those that were
 accepted meanwhile, which only libzmq knows: they are found among the descriptors of the process, by the
@@ -31,11 +33,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from fleetlm.names import canonical_ip
@@ -46,7 +51,12 @@ GRACE_S: Final = 0.1
 """Seconds after which a loop that has not gone on stands still. libzmq takes up to 100 MB meanwhile from the
 same machine, and from a network of 1 Gbit/s 12 MB."""
 LOOK_S: Final = 0.05
-"""Seconds between two looks while it stands still."""
+"""Seconds between two looks while it stands still, at least."""
+GROWTH_BYTES: Final = 16 * 1024 * 1024
+"""Bytes by which the memory of the process has grown when connections are looked at. What libzmq takes into
+memory that was used before does not count, and is bounded by that."""
+PART_OF_TIME: Final = 0.05
+"""The part of the time in which one node looks while its loop stands still."""
 MOST_ANSWERED_BYTES: Final = 256 * 1024
 """Bytes that may come while the loop stands still where heartbeats are all that should: from a node that was
 dialled, and from one whose frames travel on a local road. They are the heartbeats of an hour."""
@@ -57,6 +67,8 @@ MOST_NUMBERS: Final = 65_536
 """Numbers of descriptors that are looked at."""
 JOIN_S: Final = 2.0
 """Seconds for the thread to end; it is only late where it waits for the interpreter's lock."""
+_MEMORY: Final = Path("/proc/self/statm")
+_PAGE_BYTES: Final = resource.getpagesize()
 STOOD_STILL: Final = "while this node's loop stood still, it sent more than any node does"
 
 
@@ -120,6 +132,14 @@ def choose(seen: Iterable[Seen], most_of_strangers: int) -> list[Seen]:
         ended.append(worst)
     ended.sort(key=lambda each: -each.unread_bytes)
     return ended
+
+
+def memory_bytes() -> int:
+    """Return how much memory this process has; 0 if that cannot be read."""
+    try:
+        return int(_MEMORY.read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 class Standstill:
@@ -204,21 +224,25 @@ class Standstill:
             something.register(fd, select.POLLIN)
         while True:
             something.poll()
-            rounds = self._count_rounds()
+            rounds, most_bytes = self._count_rounds(), memory_bytes() + GROWTH_BYTES
             if self._is_over.wait(GRACE_S):
                 return
             if self._count_rounds() == rounds:
-                self._look_until_it_goes_on(rounds)
+                self._look_until_it_goes_on(rounds, most_bytes)
 
-    def _look_until_it_goes_on(self, rounds: int) -> None:
+    def _look_until_it_goes_on(self, rounds: int, most_bytes: int) -> None:
         self._answered.clear()
         self._foreign.clear()
         while self._count_rounds() == rounds and not self._is_over.is_set():
-            for each in choose(self._see(), self._bounds.most_of_strangers):
-                if self._count_rounds() != rounds:
-                    return  # The loop looks by itself again.
-                self._end(each)
-            self._is_over.wait(LOOK_S)
+            took_s, has_bytes = 0.0, memory_bytes()
+            if not has_bytes or has_bytes > most_bytes:
+                began = time.thread_time()
+                for each in choose(self._see(), self._bounds.most_of_strangers):
+                    if self._count_rounds() != rounds:
+                        return  # The loop looks by itself again.
+                    self._end(each)
+                took_s = time.thread_time() - began
+            self._is_over.wait(max(LOOK_S, took_s / PART_OF_TIME))
 
     def _see(self) -> Iterator[Seen]:
         """Look at all connections of the node."""
@@ -266,7 +290,10 @@ class Standstill:
         cookie = read_cookie(fd)
         if cookie is None or cookie in self._foreign:
             return False
-        lent = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
+        try:
+            lent = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
+        except OSError:
+            return False  # It has been closed meanwhile.
         try:
             ip, port = lent.getsockname()[:2]
             is_ours = port == self._port and (not self._ips or canonical_ip(ip) in self._ips)

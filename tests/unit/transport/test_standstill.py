@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, strategies as st
@@ -10,7 +12,7 @@ from hypothesis import given, strategies as st
 from fleetlm.settings import Settings
 from fleetlm.transport import standstill
 from fleetlm.transport.bounds import STRANGER_BYTES, Accepted, Bounds
-from fleetlm.transport.standstill import MOST_ANSWERED_BYTES, Seen, Standstill, choose
+from fleetlm.transport.standstill import MOST_ANSWERED_BYTES, Seen, Standstill, choose, memory_bytes
 from fleetlm.transport.tcp import Identity
 
 MIB = 2**20
@@ -19,6 +21,22 @@ SETTINGS = Settings(window_bytes=MIB, unread_bytes=4 * MIB)
 
 def seen(fd: int, unread: int, most: int = MIB, *, is_stranger: bool = True) -> Seen:
     return Seen(fd, unread, most, is_stranger)
+
+
+def standstill_of(
+    bounds: Bounds, accepted: dict[int, Accepted], rounds: Callable[[], int] = int
+) -> Standstill:
+    return Standstill(
+        asyncio.get_running_loop(),
+        ((), 4370),
+        bounds,
+        accepted=accepted,
+        dialled=(),
+        waiting=(),
+        count_rounds=rounds,
+        stop_accepting=lambda: None,
+        ended=lambda _: None,
+    )
 
 
 def test_who_is_beyond_its_own_bound_ends_the_worst_first() -> None:
@@ -73,18 +91,41 @@ async def test_heartbeats_of_a_neighbour_do_not_add_up_over_days(monkeypatch: py
     received = {0: 9 * MIB}
     monkeypatch.setattr(standstill, "count_received", received.get)
     monkeypatch.setattr(standstill, "read_cookie", lambda _: b"cookie")
-    looks = Standstill(
-        asyncio.get_running_loop(),
-        ((), 4370),
-        bounds,
-        accepted={0: moved},
-        dialled=(),
-        waiting=(),
-        count_rounds=int,
-        stop_accepting=lambda: None,
-        ended=lambda _: None,
-    )
+    looks = standstill_of(bounds, accepted={0: moved})
     found = [*looks._see()]
     assert choose(found, 8 * MIB) == []
     received[0] += MOST_ANSWERED_BYTES + 1
     assert [each.known for each in choose(looks._see(), 8 * MIB)] == [moved], "but a flood does"
+
+
+@pytest.mark.parametrize(
+    ("has_bytes", "is_looked_at"), [(1_000, False), (1_001, True), (0, True)], ids=["few", "more", "unknown"]
+)
+async def test_connections_are_looked_at_when_memory_has_grown(
+    monkeypatch: pytest.MonkeyPatch, has_bytes: int, *, is_looked_at: bool
+) -> None:
+    """A loop that is late because many nodes connect at once would be later with each look."""
+    looked: list[int] = []
+    monkeypatch.setattr(standstill, "memory_bytes", lambda: has_bytes)
+    monkeypatch.setattr(standstill, "count_received", looked.append)
+    monkeypatch.setattr(standstill, "LOOK_S", 0.0)
+    looks = standstill_of(Bounds(SETTINGS, 1_000), {}, iter([0, 0, 0, 1]).__next__)
+    looks._look_until_it_goes_on(0, 1_000)
+    assert bool(looked) is is_looked_at
+
+
+async def test_a_descriptor_that_is_closed_during_the_look_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standstill, "count_received", {0: 1}.get)
+    monkeypatch.setattr(standstill, "read_cookie", lambda _: b"cookie")
+    monkeypatch.setattr("fleetlm.transport.standstill.socket.socket", closed)
+    assert [*standstill_of(Bounds(SETTINGS, 1_000), {})._see()] == []
+
+
+def closed(*_: object, **__: object) -> None:
+    raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+def test_the_memory_of_this_process_is_known() -> None:
+    assert memory_bytes() > MIB
