@@ -190,7 +190,7 @@ class Groups:
         replicated: ReplicatedGroups,
         fan_out: FanOut,
         sender: ActorSender,
-        retries: Callable[[], Retries],
+        retries: Retries,
     ) -> None:
         self._context = context
         self._replicated = replicated
@@ -205,7 +205,7 @@ class Groups:
         from fleetlm.directory.group_calls import GroupCalls  # noqa: PLC0415
 
         picker, settings = self._replicated.picker, self._context.settings
-        return GroupCalls(self._table, picker, self._sender, self._retries(), settings)
+        return GroupCalls(self._table, picker, self._sender, self._retries, settings)
 
     @overload
     def join(self, group: str, pid: Pid, /, *, meta: Any = None) -> Member: ...

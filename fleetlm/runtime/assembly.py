@@ -54,6 +54,7 @@ from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Outbound
+from fleetlm.messaging.retries import Retries
 from fleetlm.messaging.turns import CountedTurns, Turns
 from fleetlm.messaging.waits import Wait, Waits
 from fleetlm.process import ProcessServices
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
     from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.multicall import Multicall
-    from fleetlm.messaging.retries import Retries
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.streams import Streams
     from fleetlm.processes.running import RunningProcess
@@ -235,6 +235,8 @@ class Assembly:
         self.recent: RecentEvents = RecentEvents(self.wall_ms)
         self.events: EventHub = EventHub(settings.events_limit, self.recent.note)
         self.changes: ChangeSignal = ChangeSignal()
+        pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
+        self.retries: Retries = Retries(settings, pauses)
 
     def _make_senders(self) -> None:
         """Make the parts that send to many processes, and on behalf of references."""
@@ -259,9 +261,7 @@ class Assembly:
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
             me, codec, self.local, self.replication, picks
         )
-        self.groups: Groups = Groups(
-            me, self.replicated_groups, self.fan_out, self.sender, lambda: self.retries
-        )
+        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, wall_ms
         )
@@ -302,15 +302,6 @@ class Assembly:
         from fleetlm.messaging.multicall import Multicall  # noqa: PLC0415
 
         return Multicall(self.codec, self.outbound)
-
-    @functools.cached_property
-    def retries(self) -> Retries:
-        """Repeated operations."""
-        from fleetlm.messaging.retries import Retries  # noqa: PLC0415
-
-        me = self.context
-        pauses = random.Random(f"{me.name} {me.incarnation} retries")  # Must not change any back-off.
-        return Retries(me.settings, pauses)
 
     @functools.cached_property
     def blocking(self) -> Blocking:

@@ -40,7 +40,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from fleetlm.names import canonical_ip
@@ -67,7 +66,7 @@ MOST_NUMBERS: Final = 65_536
 """Numbers of descriptors that are looked at."""
 JOIN_S: Final = 2.0
 """Seconds for the thread to end; it is only late where it waits for the interpreter's lock."""
-_MEMORY: Final = Path("/proc/self/statm")
+_MEMORY: Final = "/proc/self/statm"
 _PAGE_BYTES: Final = resource.getpagesize()
 STOOD_STILL: Final = "while this node's loop stood still, it sent more than any node does"
 
@@ -137,7 +136,8 @@ def choose(seen: Iterable[Seen], most_of_strangers: int) -> list[Seen]:
 def memory_bytes() -> int:
     """Return how much memory this process has; 0 if that cannot be read."""
     try:
-        return int(_MEMORY.read_bytes().split()[1]) * _PAGE_BYTES
+        with open(_MEMORY, "rb") as file:  # noqa: PTH123  # a start does not import pathlib
+            return int(file.read().split()[1]) * _PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return 0
 

@@ -19,7 +19,6 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -40,10 +39,12 @@ def _change_slack(nanoseconds: str) -> str:
     """Set the slack of the calling thread. Returns the former one; empty if that is not possible."""
     if not sys.platform.startswith("linux"):
         return ""
-    file = Path(f"/proc/{threading.get_native_id()}/timerslack_ns")
+    path = f"/proc/{threading.get_native_id()}/timerslack_ns"
     try:
-        former = file.read_text("ascii").strip()
-        file.write_text(nanoseconds, "ascii")
+        with open(path, "r+", encoding="ascii") as file:  # noqa: PTH123  # a start does not import pathlib
+            former = file.read().strip()
+            file.seek(0)
+            file.write(nanoseconds)
     except OSError:
         return ""
     return former

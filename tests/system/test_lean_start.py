@@ -53,7 +53,6 @@ NOT_AT_THE_START = {
     "fleetlm.directory.group_calls": "calls to groups",
     "fleetlm.directory.group_ref": "calls to groups",
     "fleetlm.messaging.multicall": "Node.multicall",
-    "fleetlm.messaging.retries": "Node.retry, and calls to groups",
     "fleetlm.messaging.streams": "streams",
     "fleetlm.runtime.own_info": "Node.info",
     "fleetlm.wire.arrays": "arrays in messages",
