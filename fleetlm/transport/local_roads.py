@@ -180,7 +180,7 @@ class LocalRoads:
         self._listening, self.number = sock, number
         try:
             self._own_board = OwnBoard()
-        except (OSError, AttributeError) as error:
+        except (OSError, AttributeError) as error:  # AttributeError: an old C library
             log.debug("ticks to nodes of this host are frames: %s", error)
 
     def start(

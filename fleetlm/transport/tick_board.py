@@ -14,10 +14,12 @@ Source: memfd_create(2), fcntl(2) on seals, which Linux alone has. Elsewhere tic
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
 import struct
+import sys
 from typing import Final, NamedTuple
 
 _TICK: Final = struct.Struct("=dI")
@@ -45,7 +47,10 @@ class OwnBoard:
     """
 
     def __init__(self) -> None:
-        self.fd: int = os.memfd_create("fleetlm-ticks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd: int = -1
+        if not sys.platform.startswith("linux"):
+            raise OSError(errno.ENOSYS, "this system has no memory with a descriptor")
+        self.fd = os.memfd_create("fleetlm-ticks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, _TICK.size)
             fcntl.fcntl(self.fd, _ADD_SEALS, _SIZE_IS_FIXED)
