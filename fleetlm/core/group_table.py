@@ -106,11 +106,6 @@ class _Memberships:
         """Iterate over the numbers of the processes that are members of a group."""
         return chain(self._only, self._more)
 
-    @property
-    def groups_of(self) -> dict[int, dict[str, int]]:
-        """Number of a process → group → how many times it has joined; a copy."""
-        return {number: dict(self.of(number)) for number in self}
-
     def of(self, number: int) -> dict[str, int]:
         """Return the groups of a process, with how many times it has joined; not to be changed."""
         group = self._only.get(number)

@@ -232,7 +232,7 @@ class Checks:
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
                 "local names": local.table.names, "links": links._ends,
                 "monitors held": links._owner_of, "monitors here": links._watchers_of,
-                "groups": node.groups.list(), "memberships": node.groups._table._own.groups_of,
+                "groups": node.groups.list(), "memberships": [*node.groups._table._own],
                 "names": registry.list(), "claims": registry._table._claims,
                 "claims by process": registry._table._names_of,
                 "waiters for names": registry._replicated._waiters,

@@ -473,7 +473,7 @@ async def test_a_group_that_empties_is_forgotten(cluster: SimCluster, a: Node, b
         table = node.groups._table
         assert [table._groups, node.groups._replicated.picker._last, node.groups.list()] == [{}, {}, []]
         assert not list(node.groups._replicated.feed.present)
-        assert not any(said.groups_of or said.count for said in table._said.values())
+        assert not any([*said] or said.count for said in table._said.values())
 
 
 @story(2)

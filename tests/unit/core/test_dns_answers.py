@@ -6,6 +6,7 @@ from fleetlm.core.dns_answers import (
     MAX_ADDRESSES,
     Answer,
     Outcome,
+    answer_of_list,
     count_addresses,
     list_hosts,
     merge,
@@ -146,3 +147,21 @@ def test_which_families_are_whole_follows_from_the_outcome_unless_it_is_said() -
 @pytest.mark.parametrize(("number", "text"), [(0, "0 addresses"), (1, "1 address"), (3, "3 addresses")])
 def test_addresses_are_counted_in_words(number: int, text: str) -> None:
     assert count_addresses(number) == text
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer"),
+    [
+        (["10.0.0.2", "10.0.0.1"], Answer(Outcome.ADDRESSES, ("10.0.0.1", "10.0.0.2"), "2 addresses")),
+        ([], Answer(Outcome.EMPTY, (), "no addresses")),
+    ],
+)
+def test_a_list_of_addresses_is_an_answer(texts: list[str], answer: Answer) -> None:
+    assert answer_of_list(texts) == answer
+
+
+def test_a_list_without_a_usable_address_is_a_failure_that_says_why() -> None:
+    answer = answer_of_list(["no address"])
+    assert (answer.outcome, answer.addresses) == (Outcome.FAILED, ())
+    assert answer.detail.startswith("no usable address: ")
+    assert "no address" in answer.detail

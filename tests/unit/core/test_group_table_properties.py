@@ -284,11 +284,9 @@ class Cluster(RuleBasedStateMachine):
             }
             for each in said.values():
                 assert (
-                    each.count
-                    == sum(times for of in each.groups_of.values() for times in of.values())
-                    <= LIMIT
+                    each.count == sum(times for number in each for times in each.of(number).values()) <= LIMIT
                 )
-                assert all(of for of in each.groups_of.values())
+                assert all(map(each.of, each))
             assert all(node.table._groups.values())
 
     def settle(self) -> None:

@@ -38,6 +38,8 @@ def test_a_key_that_it_does_not_have_is_a_key_error_that_names_it() -> None:
             look(pid)
     assert 1 not in acts
     assert Ref("a@10.0.0.1", 1, 1) not in acts
+    acts[pid] = (5,)
+    assert repr(acts) == f"ActsMap({{{pid!r}: (5,)}})"
 
 
 def test_keys_that_go_and_come_between_two_steps_do_not_disturb_the_others() -> None:
