@@ -35,7 +35,6 @@ import contextlib
 import os
 import resource
 import select
-import socket
 import threading
 import time
 from collections import deque
@@ -44,7 +43,13 @@ from typing import Final, NamedTuple
 
 from fleetlm.names import canonical_ip
 from fleetlm.transport.bounds import STRANGER_BYTES, Accepted, Bounds
-from fleetlm.transport.tcp import KNOWS_RECEIVED, Copies, count_received, read_cookie
+from fleetlm.transport.tcp import (
+    KNOWS_RECEIVED,
+    Copies,
+    count_received,
+    read_cookie,
+    read_own_address,
+)
 
 GRACE_S: Final = 0.1
 """Seconds after which a loop that has not gone on stands still. libzmq takes up to 100 MB meanwhile from the
@@ -290,17 +295,10 @@ class Standstill:
         cookie = read_cookie(fd)
         if cookie is None or cookie in self._foreign:
             return False
-        try:
-            lent = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
-        except OSError:
-            return False  # It has been closed meanwhile.
-        try:
-            ip, port = lent.getsockname()[:2]
-            is_ours = port == self._port and (not self._ips or canonical_ip(ip) in self._ips)
-        except (OSError, ValueError, TypeError):
-            is_ours = False
-        finally:
-            lent.detach()
+        at = read_own_address(fd)
+        is_ours = (
+            at is not None and at[1] == self._port and (not self._ips or canonical_ip(at[0]) in self._ips)
+        )
         if not is_ours:
             self._foreign.add(cookie)
         return is_ours

@@ -141,11 +141,8 @@ def count_received(fd: int) -> int | None:
     Costs a microsecond, since no copy is made: the number may be that of a connection with a reused
     descriptor.
     """
-    if not KNOWS_RECEIVED:
-        return None
-    try:  # With a family, a type and a protocol nothing is asked about the descriptor.
-        lent = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-    except (OSError, ValueError):  # ValueError: it is negative
+    lent = _lend(fd) if KNOWS_RECEIVED else None
+    if lent is None:
         return None
     try:
         return _received(lent)
@@ -158,11 +155,8 @@ def read_cookie(fd: int) -> bytes | None:
 
     As `count_received` it makes no copy, and keeps the interpreter's lock.
     """
-    if not KNOWS_RECEIVED:
-        return None
-    try:
-        lent = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-    except (OSError, ValueError):
+    lent = _lend(fd) if KNOWS_RECEIVED else None
+    if lent is None:
         return None
     try:
         return lent.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
@@ -170,6 +164,31 @@ def read_cookie(fd: int) -> bytes | None:
         return None
     finally:
         lent.detach()
+
+
+def read_own_address(fd: int) -> tuple[str, int] | None:
+    """Return the address and the port at which a connection arrived; None if this is not known.
+
+    As `count_received` it makes no copy, and keeps the interpreter's lock.
+    """
+    lent = _lend(fd)
+    if lent is None:
+        return None
+    try:
+        ip, port = lent.getsockname()[:2]
+    except (OSError, ValueError, TypeError):  # It is no connection over IP.
+        return None
+    finally:
+        lent.detach()
+    return ip, port
+
+
+def _lend(fd: int) -> socket.socket | None:
+    """Make an object for a descriptor, to be detached at once; None if that is closed or negative."""
+    try:  # With a family, a type and a protocol nothing is asked about the descriptor. IPv6 has more room.
+        return socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
+    except (OSError, ValueError):
+        return None
 
 
 def _received(sock: socket.socket) -> int | None:

@@ -80,9 +80,8 @@ async def test_the_first_lookup_of_a_name_makes_it_in_a_thread(
     assert made[0].is_closed
 
 
-async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
-    make: Callable[[Callable[[], Any]], None],
-) -> None:
+def make_slowly(make: Callable[[Callable[[], Any]], None]) -> threading.Event:
+    """Let the import last until the event that is returned is set."""
     may_end = threading.Event()
 
     def slow() -> Lookups:
@@ -90,6 +89,13 @@ async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
         return Lookups()
 
     make(slow)
+    return may_end
+
+
+async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
+    make: Callable[[Callable[[], Any]], None],
+) -> None:
+    may_end = make_slowly(make)
     discovery = DnsDiscovery("a.test", lifetime_s=0.01)
     answer = await discovery.lookup()
     assert answer.outcome is Outcome.FAILED
@@ -102,13 +108,7 @@ async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
 async def test_who_looks_once_can_wait_for_the_import_before(
     make: Callable[[Callable[[], Any]], None],
 ) -> None:
-    may_end = threading.Event()
-
-    def slow() -> Lookups:
-        may_end.wait(30)
-        return Lookups()
-
-    make(slow)
+    may_end = make_slowly(make)
     discovery = DnsDiscovery("a.test", lifetime_s=0.01)
     await discovery.prepare(0.01)
     assert (await discovery.lookup()).outcome is Outcome.FAILED

@@ -119,7 +119,7 @@ async def test_a_descriptor_that_is_closed_during_the_look_is_nobodys(
 ) -> None:
     monkeypatch.setattr(standstill, "count_received", {0: 1}.get)
     monkeypatch.setattr(standstill, "read_cookie", lambda _: b"cookie")
-    monkeypatch.setattr("fleetlm.transport.standstill.socket.socket", closed)
+    monkeypatch.setattr("fleetlm.transport.tcp.socket.socket", closed)
     assert [*standstill_of(Bounds(SETTINGS, 1_000), {})._see()] == []
 
 
