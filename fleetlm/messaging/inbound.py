@@ -71,6 +71,7 @@ from fleetlm.wire.operations import (
     checked_destination,
     checked_units,
 )
+from fleetlm.wire.sliced_batch import array_head
 from fleetlm.wire.weights import VALUE_BYTES, Scale
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
+LONG_BATCHES = 16
+"""Batches that are read in slices after one that took long: who sends such a batch sends more."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 _SHORT_BYTES = MAX_BATCH_MESSAGES
@@ -224,7 +227,10 @@ class Inbound:
         incoming.seq = seq + 1
         session.peer.last_heard = self._clock()
         if kind == _BATCH and tail is None:
-            messages = self._read_batch(session, frame)
+            try:
+                messages = self._read_batch(session, frame)
+            except TooManySteps:
+                return self.go_on(session, self._read_slices(session, frame))
         elif kind == Kind.CHUNK:
             messages = self._read_chunk(session, memoryview(frame)[HEADER_BYTES:], tail)
         else:
@@ -266,32 +272,66 @@ class Inbound:
         return None
 
     def _read_batch(self, session: Session, frame: bytes) -> list[Any]:
-        """Decode the messages of a BATCH. Returns those that can be read here and now."""
+        """Decode the messages of a BATCH. Returns those that can be read.
+
+        Raises:
+            TooManySteps: it takes long, so that `_read_slices` should do it.
+            BadFrame: the peer broke the protocol.
+        """
         codec, credit, size_bytes = self._codec, session.byte_credit, len(frame)
+        is_short = size_bytes <= _SHORT_BYTES
+        if session.long_batches and not is_short:
+            session.long_batches -= 1
+            raise TooManySteps
         failures = codec.failures
         body: bytes | memoryview
         try:
-            if size_bytes <= _SHORT_BYTES:
+            if is_short:
                 body = frame[HEADER_BYTES:]
                 messages = codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
                 body = memoryview(frame)[HEADER_BYTES:]
                 messages = unpack_long_batch(codec, body)
         except TooManySteps:
-            credit.took(size_bytes)
-            limit = session.arrivals.limit
-            self.unpack_beside(session, partial(unpack_batch, codec, memoryview(body), limit))
-            return []
+            session.long_batches = LONG_BATCHES
+            raise
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if codec.values >= LEAST_WEIGHED_VALUES or size_bytes >= UNIT_BYTES:
-            self._check_units(session, messages, body)
+            self._check_units(session, messages, body, codec.values)
         if codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
         credit.taken_bytes += size_bytes  # `ByteCredit.took` inline.
         if credit.taken_bytes >= credit.look_at_bytes:
             credit.look()
         return messages
+
+    def _read_slices(self, session: Session, frame: bytes) -> Rest:
+        """Yield the messages of a BATCH that takes long, a few at a time; those that can be read.
+
+        What cannot be read in slices is unpacked beside the loop, and delivered by `take_unpacked`.
+
+        Raises:
+            BadFrame: the peer broke the protocol. What was yielded before has been delivered.
+        """
+        session.byte_credit.took(len(frame))
+        batch, failures = self._codec.sliced_batch(memoryview(frame)[HEADER_BYTES:]), 0
+        try:
+            for messages, packed in batch.slices():
+                if batch.count > MAX_BATCH_MESSAGES:
+                    raise BadFrame(f"a batch of {batch.count:,} messages")
+                body = array_head(len(messages)) + packed
+                self._check_units(session, messages, body, batch.values)
+                if batch.failures != failures:
+                    failures = batch.failures
+                    messages = self._drop_unreadable(session, messages)  # noqa: PLW2901  what is left of them
+                session.messages_received += len(messages)
+                yield messages
+        except TooManySteps:
+            rest = partial(unpack_batch, self._codec, memoryview(batch.rest), session.arrivals.limit)
+            self.unpack_beside(session, rest)
+        except BadData as error:
+            raise BadFrame(f"a batch that cannot be read: {error}") from None
 
     def _read_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> list[Any]:
         """Take a CHUNK. Returns the message if it is whole now, and can be read here and now."""
@@ -303,9 +343,11 @@ class Inbound:
             return []
         return self._read_large(session, whole)
 
-    def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
+    def _check_units(
+        self, session: Session, messages: list[Any], body: bytes | memoryview, values: int
+    ) -> None:
         """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
-        weight = len(body) + VALUE_BYTES * self._codec.values  # Roughly.
+        weight = len(body) + VALUE_BYTES * values  # Roughly.
         if session.byte_window.draw(CHECK_BITS) < weight:
             weights = self._scale.weights(body, LEAST_WEIGHED_BYTES)
             try:

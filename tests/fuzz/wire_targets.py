@@ -60,6 +60,7 @@ def fuzz_codec(data: bytes) -> None:
     failures = CODEC.failures
     with contextlib.suppress(BadData):
         in_time(CODEC.unpack_batch, b"\xdd\0\0\0\1" + data)
+    compare_slices(b"\xdd\0\0\0\2\x01" + data)
     if CODEC.failures != failures:
         return
     try:
@@ -74,6 +75,25 @@ def fuzz_codec(data: bytes) -> None:
         return  # It was nested too deeply, or has a zone that only the other node knows.
     again = CODEC.unpack(packed)
     assert CODEC.pack_value(again) == packed, SHORT.repr(value)
+
+
+def compare_slices(batch: bytes) -> None:
+    """A batch that is unpacked in slices holds what it holds otherwise, or is refused as well."""
+    codec, sliced = Codec(), CODEC.sliced_batch(memoryview(batch))
+    try:
+        messages: Any = codec.unpack_batch(batch)
+    except BadData:
+        messages = None
+    found: Any = []
+    try:
+        for part, _ in sliced.slices():
+            found += part
+    except BadData:
+        found = None
+    except TooManySteps:
+        return
+    assert (found is None) == (messages is None)
+    assert found is None or (repr(found), sliced.failures) == (repr(messages), codec.failures)
 
 
 def fuzz_operations(data: bytes) -> None:
