@@ -36,7 +36,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
-from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
     MOST_STEPS_ON_LOOP,
     Unpacked,
@@ -47,6 +46,7 @@ from fleetlm.messaging.beside import (
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.unreadable import UnreadableMessages
 from fleetlm.messaging.windows import (
     LEAST_WEIGHED_BYTES,
     LEAST_WEIGHED_VALUES,
@@ -57,7 +57,7 @@ from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
-from fleetlm.wire.codec import BadData, unreadable_in
+from fleetlm.wire.codec import BadData
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER, HEADER_BYTES, BadFrame, Kind, read_chunk
@@ -67,9 +67,7 @@ from fleetlm.wire.operations import (
     MAX_TIMEOUT_MS,
     NONSENSE,
     Op,
-    checked_count,
     checked_destination,
-    checked_units,
 )
 from fleetlm.wire.sliced_batch import array_head
 from fleetlm.wire.weights import VALUE_BYTES, Scale
@@ -161,7 +159,6 @@ class Inbound:
         still_served: numbers of processes that get new work while this node drains, since they refuse by
             themselves what they do not take.
         undelivered: one-way messages for which there was no process.
-        unreadable: messages with a value that could not be rebuilt here.
     """
 
     def __init__(
@@ -190,10 +187,15 @@ class Inbound:
         """Whether an operation has found that the turn is over."""
         self.still_served: set[int | str] = set()
         self.undelivered: int = 0
-        self.unreadable: int = 0
+        self._unreadable = UnreadableMessages(self._taps)
         self._scale = Scale()
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
+
+    @property
+    def unreadable(self) -> int:
+        """Messages with a value that could not be rebuilt here."""
+        return self._unreadable.count
 
     def begin_turn(self) -> None:
         """Note that a turn begins, in which frames are taken."""
@@ -256,7 +258,7 @@ class Inbound:
         except BadData as error:
             raise BadFrame(f"a large message or batch that cannot be read: {error}") from None
         if failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         session.messages_received += len(messages)
         return self._begin(session, messages)
 
@@ -300,7 +302,7 @@ class Inbound:
         if codec.values >= LEAST_WEIGHED_VALUES or size_bytes >= UNIT_BYTES:
             self._check_units(session, messages, body, codec.values)
         if codec.failures != failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         credit.taken_bytes += size_bytes  # `ByteCredit.took` inline.
         if credit.taken_bytes >= credit.look_at_bytes:
             credit.look()
@@ -324,7 +326,7 @@ class Inbound:
                 self._check_units(session, messages, body, batch.values)
                 if batch.failures != failures:
                     failures = batch.failures
-                    messages = self._drop_unreadable(session, messages)  # noqa: PLW2901  what is left of them
+                    messages = self._unreadable.drop(session, messages)  # noqa: PLW2901  what is left of them
                 session.messages_received += len(messages)
                 yield messages
         except TooManySteps:
@@ -386,7 +388,7 @@ class Inbound:
         except ValueError as error:
             raise BadFrame(str(error)) from None
         if self._codec.failures != failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         return messages
 
     def _deliver(  # noqa: C901, PLR0912, PLR0915  # each helper would cost every message a call
@@ -648,57 +650,6 @@ class Inbound:
         call = Call(payload, session, ref, deadline, self._clock, window, idle_s, began)
         session.requests[ref] = call
         return call
-
-    def _drop_unreadable(self, session: Session, messages: list[Any]) -> list[Any]:
-        """Return the messages that could be read entirely; settle each of the others."""
-        try:
-            return [message for message in messages if self._is_readable(session, message)]
-        except NONSENSE as error:
-            raise BadFrame(f"a malformed message: {text_of(error)}") from error
-
-    def _is_readable(self, session: Session, message: Any) -> bool:
-        """Whether a message could be read entirely. If not, answer its sender and count it as taken."""
-        found = unreadable_in(message)
-        if found is None:
-            return True
-        self.unreadable += 1
-        if self._taps.message_dropped is not None:
-            self._taps.message_dropped("unreadable", 1, "", session.name)
-        if self.unreadable in (1, 10, 100) or self.unreadable % 1000 == 0:
-            log.warning(
-                "a message from %s could not be read (%s); %d unreadable messages so far",
-                session.name,
-                found.why,
-                self.unreadable,
-            )
-        # Patterns instead of the readers of `operations`: the part that is unreadable may be any field.
-        match message:
-            case [Op.CALL | Op.HANDLE, to, _, ref, _, _, *rest]:
-                self._count_unread(session, to, rest[0] if rest else 1)
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, _, _, weight]:
-                self._count_unread(session, to, weight)
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.REQUEST, verb, _, ref]:
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [text_of(verb), found.why])
-            case [Op.HEAVY | Op.CAST, to, _, weight]:
-                self._count_unread(session, to, weight)
-            case [to, _]:
-                self._count_unread(session, to, 1)
-            case [Op.ITEM | Op.REPLY as operation, int(ref), _, *_]:
-                future = session.calls.pop(ref, None)
-                if future is not None and operation == Op.ITEM:
-                    session.control(operations.cancel(ref))  # Its producer would wait for ever.
-                if future is not None and not future.done():
-                    why = f"the reply of {session.name} could not be read: {found.why}"
-                    future.set_exception(RemoteError("Undecodable", why))
-        return False
-
-    def _count_unread(self, session: Session, to: Any, weight: Any) -> None:
-        """Count a message that no mailbox gets as received and taken: its sender counted it as sent."""
-        session.arrivals.received(
-            checked_destination(to), 1, None, checked_units(weight, session.arrivals.limit)
-        )
 
 
 def _ignore(_call: Call) -> None:

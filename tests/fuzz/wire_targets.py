@@ -18,6 +18,7 @@ from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import frames
 from fleetlm.wire.carriers import checked_carrier, may_travel, pack_carrier, unpack_carrier
 from fleetlm.wire.codec import BadData, Codec
+from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, read_chunk
 from fleetlm.wire.operations import NONSENSE, SCHEMAS, Op
@@ -93,7 +94,12 @@ def compare_slices(batch: bytes) -> None:
     except TooManySteps:
         return
     assert (found is None) == (messages is None)
-    assert found is None or (repr(found), sliced.failures) == (repr(messages), codec.failures)
+    if found is None:
+        return
+    assert sliced.failures == codec.failures
+    if not codec.failures:
+        with contextlib.suppress(NotSerializable, MessageTooLarge):  # It was nested too deeply.
+            assert CODEC.pack_value(found) == CODEC.pack_value(messages)
 
 
 def fuzz_operations(data: bytes) -> None:
