@@ -57,6 +57,8 @@ MAX_LOADS = 2_048
 """Members at which one node tells its load: those that it picks from by load, some 40 KB."""
 PIECE_BYTES = 128 * 1024
 """Metas and reports in one fact; one more of any allowed size still fits into a fact."""
+MAX_TOLD_MEMBERS = 6_000
+"""Metas, and reports, that are taken of one fact of a peer: so many of the smallest fit into a fact."""
 MEMBER_BYTES = 24
 """What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
 GAUGE_BYTES = 11
@@ -344,6 +346,7 @@ class MemberFacts:
 
     def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
         """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
+        _check_few(metas)
         described = dict(self._check_meta(meta) for meta in metas)
         reported = self._check_reports(told, reports, now)
         _check_count(
@@ -364,6 +367,7 @@ class MemberFacts:
             self._enter(told, place, report)
 
     def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, Report]:
+        _check_few(reports)
         known = told.reports
         reported = dict([check_report(report, now, known) for report in reports])
         if not reported.keys() <= known.keys():
@@ -444,6 +448,12 @@ def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
 def _check_count(known: Mapping[Place, Any], more: Iterable[Place], most: int) -> None:
     if len(known) + sum(place not in known for place in more) > most:
         raise ValueError(f"more than {most:,} members that tell of themselves, see max_memberships")
+
+
+def _check_few(told: list[Any]) -> None:
+    """Raise ValueError if one fact tells of so many members that the loop would stand still for it."""
+    if len(told) > MAX_TOLD_MEMBERS:
+        raise ValueError(f"one fact tells of more than {MAX_TOLD_MEMBERS:,} members")
 
 
 def check_gauges(gauges: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, Effect, GroupTable, Tell
+from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, MAX_TOLD_MEMBERSHIPS, Effect, GroupTable, Tell
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid, pid_order
@@ -333,3 +333,16 @@ def test_new_memberships_are_told_once_and_a_second_join_is_none() -> None:
     assert groups.take_new() == []
     assert groups.has_member("g", here(2))
     assert not groups.has_member("g", here(3))
+
+
+def test_one_fact_of_a_peer_has_few_memberships() -> None:
+    groups = table(limit=5 * MAX_TOLD_MEMBERSHIPS)
+    numbers = list(range(1, MAX_TOLD_MEMBERSHIPS + 1))
+    for members in ({"g": [*numbers, 7]}, {f"g{number}": [number] for number in [*numbers, 2_000]}):
+        with pytest.raises(ValueError, match="in one fact"):
+            groups.told(THERE, 8, ["join", members])
+    groups.told(THERE, 8, ["join", {"g": numbers}])
+    with pytest.raises(ValueError, match="in one fact"):
+        groups.told(THERE, 8, ["leave", {"g": [*numbers, 7]}])
+    groups.told(THERE, 8, ["leave", {"g": numbers}])
+    assert state(groups) == {}

@@ -13,7 +13,14 @@ from hypothesis import given, strategies as st
 
 from fleetlm import InvalidName, MessageTooLarge, Pid, Settings, TooManyMemberships
 from fleetlm.core import member_facts
-from fleetlm.core.member_facts import LOADS_KEY, REPEATS, WITHDRAWN_PER_STEP, MemberFacts, meta_bytes
+from fleetlm.core.member_facts import (
+    LOADS_KEY,
+    MAX_TOLD_MEMBERS,
+    REPEATS,
+    WITHDRAWN_PER_STEP,
+    MemberFacts,
+    meta_bytes,
+)
 from fleetlm.core.member_loads import weigh
 from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.members import MAX_META_BYTES
@@ -439,3 +446,14 @@ def test_numbers_of_libraries_are_gauges_if_they_are_finite() -> None:
     assert dict(report.gauges) == {"load": 0.25}
     with pytest.raises(ValueError, match="not a finite number"):
         ours.reported("g", 5, {"load": Fraction(10**400)}, 0.0)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("verb", ["metas", "gauges"])
+def test_one_fact_of_a_peer_tells_of_few_members(verb: str) -> None:
+    ours = facts()
+    told = [["g", number, b"\x01" if verb == "metas" else {}] for number in range(1, MAX_TOLD_MEMBERS + 2)]
+    with pytest.raises(ValueError, match="one fact tells of more than"):
+        ours.told(PEER, 7, [verb, told], 0.0)
+    with pytest.raises(ValueError, match="one fact tells of more than"):
+        ours.told(PEER, 7, ["members", *((told, []) if verb == "metas" else ([], told))], 0.0)
+    ours.told(PEER, 7, [verb, told[1:]], 0.0)
