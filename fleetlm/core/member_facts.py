@@ -41,6 +41,7 @@ from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, utf8_bytes
+from fleetlm.wire.weights import MAX_TIMES_KEPT, Scale
 
 Place = tuple[str, int]
 """A group and the number of a process in it."""
@@ -83,7 +84,9 @@ class Report(Record):
 class _Told:
     """What one node tells of its own members, and of its load on those of all nodes."""
 
-    __slots__ = ("incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports")
+    __slots__ = (
+        "extra_bytes", "incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports"
+    )  # fmt: skip
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -92,6 +95,8 @@ class _Told:
         self.metas: dict[Place, Any] = {}
         self.metas_bytes = 0
         """What all metas count, see `meta_bytes`."""
+        self.extra_bytes = 0
+        """What all metas weigh beside their bytes (`wire.weights`)."""
         self.reports: dict[Place, Report] = {}
         self.loads: dict[Pid, int] = {}
 
@@ -122,7 +127,9 @@ class MemberFacts:
         self._max = settings.max_memberships
         self._max_meta_bytes = settings.max_meta_bytes
         self._max_metas_bytes = settings.max_metas_bytes
+        self._max_extra_bytes = MAX_TIMES_KEPT * settings.max_metas_bytes
         self._read = read
+        self._scale = Scale()
         self._before_change = before_change
         self._own = _Told(node, incarnation)
         self._told: dict[str, _Told] = {node: self._own}
@@ -215,7 +222,7 @@ class MemberFacts:
         place = (group, number)
         value = None if packed is None else self._read(packed)
         self._before_change(place)
-        _describe(self._own, place, packed, value)
+        self._describe(self._own, place, packed, value)
         return ["metas", [[group, number, packed]]]
 
     def check_room(self, group: str, number: int, packed: bytes | None) -> None:
@@ -231,6 +238,10 @@ class MemberFacts:
         size = own.metas_bytes + _growth(own, {place: packed})
         if size > self._max_metas_bytes:
             raise MessageTooLarge(size, self._max_metas_bytes, "Settings.max_metas_bytes, of all metas")
+        weight = own.extra_bytes + self._extra_growth(own, {place: packed})
+        if weight > self._max_extra_bytes:
+            what = f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes, of the memory of all metas"
+            raise MessageTooLarge(weight, self._max_extra_bytes, what)
 
     def reported(self, group: str, number: int, gauges: Gauges, now: float) -> bool:
         """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`.
@@ -289,7 +300,7 @@ class MemberFacts:
         told = self._of(pid)
         if told is not None:
             place = (group, pid.number)
-            _describe(told, place, None, None)
+            self._describe(told, place, None, None)
             self._withdraw(told, place)
             if told is self._own:
                 self._due.pop(place, None)
@@ -356,8 +367,13 @@ class MemberFacts:
             limit = self._max_metas_bytes
             raise ValueError(f"metas of more than {limit:,} bytes, which is Settings.max_metas_bytes here")
         values = [None if packed is None else self._read(packed) for packed in described.values()]
+        if told.extra_bytes + self._extra_growth(told, described) > self._max_extra_bytes:
+            raise ValueError(
+                f"metas that take more than {self._max_extra_bytes:,} bytes of memory, which is "
+                f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes here"
+            )
         for (place, packed), value in zip(described.items(), values, strict=True):
-            _describe(told, place, packed, value)
+            self._describe(told, place, packed, value)
         for place, report in reported.items():
             self._enter(told, place, report)
 
@@ -403,6 +419,29 @@ class MemberFacts:
             by_node.setdefault(pid.node, [pid.incarnation, {}])[1][pid.number] = count
         return ["loads", by_node]
 
+    def _describe(self, told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
+        """Enter the meta of a member, or take it away."""
+        described = {place: packed}
+        told.metas_bytes += _growth(told, described)
+        told.extra_bytes += self._extra_growth(told, described)
+        if packed is None:
+            told.packed.pop(place, None)
+            told.metas.pop(place, None)
+        else:
+            told.packed[place] = packed
+            told.metas[place] = value
+
+    def _extra_growth(self, told: _Told, described: Mapping[Place, bytes | None]) -> int:
+        """Return by how much these metas would change what all metas of a node weigh beside their bytes."""
+        growth = 0
+        for place, packed in described.items():
+            former = told.packed.get(place)
+            if former is not None:
+                growth -= self._scale.extra_of(former)
+            if packed is not None:
+                growth += self._scale.extra_of(packed)
+        return growth
+
     def _check_meta(self, meta: Any) -> tuple[Place, bytes | None]:
         match meta:
             case [group, number, bytes() | None as packed]:
@@ -420,17 +459,6 @@ def meta_bytes(place: Place, packed: bytes) -> int:
 def report_bytes(place: Place, gauges: Gauges) -> int:
     """Return about how many bytes a report takes in a fact."""
     return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in gauges)
-
-
-def _describe(told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
-    """Enter the meta of a member, or take it away."""
-    told.metas_bytes += _growth(told, {place: packed})
-    if packed is None:
-        told.packed.pop(place, None)
-        told.metas.pop(place, None)
-    else:
-        told.packed[place] = packed
-        told.metas[place] = value
 
 
 def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:

@@ -38,7 +38,6 @@ node of the loser acts, and the loser gets a reason that it can trap.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from functools import reduce
@@ -53,6 +52,7 @@ from fleetlm.names import MAX_PROCESS_NAME_LENGTH, check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT
+from fleetlm.wire.weights import MAX_TIMES_KEPT, Scale
 
 OnLoss = Literal["exit", "message"]
 
@@ -137,6 +137,8 @@ class _Held:
     claim: Claim
     packed: bytes
     """The meta as it travels; the program may have changed the value since."""
+    extra_bytes: int = 0
+    """What the meta weighs beside its bytes (`wire.weights`)."""
     on_loss: OnLoss = "exit"
 
     @property
@@ -156,6 +158,22 @@ class _Claims:
     """Name → the claim."""
     size: int = 0
     """Bytes of all claims on the wire, at most."""
+    extra_bytes: int = 0
+    """What all metas weigh beside their bytes."""
+
+    def put(self, held: _Held) -> None:
+        """Enter a claim, in the place of the former one to that name."""
+        former = self.held.get(held.claim.name)
+        self.size += held.size - (0 if former is None else former.size)
+        self.extra_bytes += held.extra_bytes - (0 if former is None else former.extra_bytes)
+        self.held[held.claim.name] = held
+
+    def take(self, name: str) -> _Held:
+        """Take the claim to a name away, which must exist, and return it."""
+        held = self.held.pop(name)
+        self.size -= held.size
+        self.extra_bytes -= held.extra_bytes
+        return held
 
 
 _NONE = _Claims()
@@ -189,6 +207,7 @@ class NameTable:
         self.incarnation = incarnation
         self._settings = settings
         self._read = read
+        self._scale = Scale()
         self._decide = decide
         self._connected = connected
         self._before_change = before_change
@@ -199,10 +218,10 @@ class NameTable:
         """Name → node → its claim."""
         self._heard: dict[str, dict[str, _Held]] = {}
         """Name → node that told → a claim of a third node, which outdoes one of this node."""
-        self._heard_from: Counter[str] = Counter()
-        """Node that told → how many of these claims."""
+        self._heard_from: dict[str, _Claims] = {}
+        """Node that told → these claims."""
         self._contested: dict[str, None] = {}
-        """Names that had several claims when they were settled last; those that wait longest for a look first."""
+        """Names that had several claims when they were settled last, in the order of the looks at them."""
         self._suspects: dict[str, set[tuple[Any, ...]]] = {}
         """Name → what was outdone at the last look at it: node, rank of its claim, rank of the winner."""
         self._told: dict[str, dict[str, Claim]] = {}
@@ -282,7 +301,8 @@ class NameTable:
             former.on_loss = on_loss
             return []
         since_ms = since_ms if former is None else former.claim.since_ms
-        held = _Held(Claim(name, pid, self._read(packed), since_ms), packed, on_loss)
+        meta = self._read(packed)
+        held = _Held(Claim(name, pid, meta, since_ms), packed, self._scale.extra_of(packed), on_loss)
         excess = self._describe_excess(self._own, [held])
         if excess:
             raise TooManyNames(name, self.node, excess)
@@ -384,16 +404,18 @@ class NameTable:
         name = held.claim.name
         if owner in (self.node, node) or self._connected(owner):
             return []  # It is for that node to say, and this one hears it.
-        tellers = self._heard.get(name, {})
-        if node not in tellers:
-            if self._heard_from[node] >= self._settings.max_cluster_names // HEARD_SHARE:
-                raise ValueError("too many names that are claimed elsewhere")
-            self._heard_from[node] += 1
-        self._heard[name] = tellers
+        told = self._heard_from.get(node, _NONE)
+        if name not in told.held and len(told.held) >= self._settings.max_cluster_names // HEARD_SHARE:
+            raise ValueError("too many names that are claimed elsewhere")
+        excess = self._describe_excess(told, [held])
+        if excess:
+            raise ValueError(f"too many names that are claimed elsewhere: {excess}")
+        tellers = self._heard.setdefault(name, {})
         same = (
             other for other in tellers.values() if other.row == held.row and other.claim.pid == held.claim.pid
         )
-        tellers[node] = next(same, held)  # Several nodes may tell of one claim, and it is one.
+        tellers[node] = held = next(same, held)  # Several nodes may tell of one claim, and it is one.
+        self._heard_from.setdefault(node, _Claims()).put(held)
         return self._settle(name, "changed")
 
     def _forget_heard(self, node: str, name: str, why: str) -> list[Effect]:
@@ -401,8 +423,9 @@ class NameTable:
         tellers = self._heard.get(name, {})
         if tellers.pop(node, None) is None:
             return []
-        self._heard_from[node] -= 1
-        if not self._heard_from[node]:
+        heard = self._heard_from[node]
+        heard.take(name)
+        if not heard.held:
             del self._heard_from[node]
         if not tellers:
             del self._heard[name]
@@ -457,21 +480,28 @@ class NameTable:
                     and len(packed) <= self._settings.max_meta_bytes
                 ):
                     pid = Pid(node, incarnation, number)
-                    return _Held(Claim(check_process_name(name), pid, self._read(packed), since_ms), packed)
+                    meta = self._read(packed)
+                    claim = Claim(check_process_name(name), pid, meta, since_ms)
+                    return _Held(claim, packed, self._scale.extra_of(packed))
         raise ValueError(f"{SHORT.repr(row)} is not a claim")
 
     def _describe_excess(self, claims: _Claims, more: list[_Held]) -> str:
         """Return which limit of a node these claims would exceed, or an empty text."""
-        count, size = len(claims.held), claims.size
+        count, size, extra_bytes = len(claims.held), claims.size, claims.extra_bytes
         for held in more:
             former = claims.held.get(held.claim.name)
             count += former is None
             size += held.size - (0 if former is None else former.size)
+            extra_bytes += held.extra_bytes - (0 if former is None else former.extra_bytes)
         if count > self._settings.max_cluster_names:
             return f"a node may have {self._settings.max_cluster_names:,} (Settings.max_cluster_names)"
         if size > self._settings.max_names_bytes:
             limit = self._settings.max_names_bytes
             return f"those of a node may take {limit:,} bytes with their metas (Settings.max_names_bytes)"
+        limit = MAX_TIMES_KEPT * self._settings.max_names_bytes
+        if extra_bytes > limit:
+            times = f"{MAX_TIMES_KEPT} times Settings.max_names_bytes"
+            return f"the metas of a node may take {limit:,} bytes of memory ({times})"
         return ""
 
     def _add(self, node: str, held: _Held) -> None:
@@ -479,19 +509,14 @@ class NameTable:
         name = held.claim.name
         if node == self.node:
             self._before_change(name)
-        claims = self._claims_of.setdefault(node, _Claims())
-        former = claims.held.get(name)
-        claims.size += held.size - (0 if former is None else former.size)
-        claims.held[name] = held
+        self._claims_of.setdefault(node, _Claims()).put(held)
         self._claims.setdefault(name, {})[node] = held
 
     def _remove(self, node: str, name: str) -> _Held:
         """Take a claim of a node away, which must exist, and return it."""
         if node == self.node:
             self._before_change(name)
-        claims = self._claims_of[node]
-        held = claims.held.pop(name)
-        claims.size -= held.size
+        held = self._claims_of[node].take(name)
         competing = self._claims[name]
         del competing[node]
         if not competing:

@@ -457,3 +457,21 @@ def test_one_fact_of_a_peer_tells_of_few_members(verb: str) -> None:
     with pytest.raises(ValueError, match="one fact tells of more than"):
         ours.told(PEER, 7, ["members", *((told, []) if verb == "metas" else ([], told))], 0.0)
     ours.told(PEER, 7, [verb, told[1:]], 0.0)
+
+
+HEAVY = pack([[]] * 100)
+"""A meta that takes eighty times its bytes in memory."""
+
+
+def test_metas_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
+    ours = facts(max_metas_bytes=10_000)  # So they may take 80,000, which is two of these.
+    for number in (1, 2, 2):
+        ours.described("g", number, HEAVY)
+        ours.told(PEER, 7, ["metas", [["g", number, HEAVY]]], 0.0)
+    with pytest.raises(MessageTooLarge, match=r"8 times Settings\.max_metas_bytes"):
+        ours.described("g", 3, HEAVY)
+    with pytest.raises(ValueError, match=r"8 times Settings\.max_metas_bytes"):
+        ours.told(PEER, 7, ["metas", [["g", 3, HEAVY]]], 0.0)
+    ours.left("g", Pid(ME, 1, 1))
+    ours.described("g", 3, HEAVY)
+    ours.told(PEER, 7, ["metas", [["g", 1, None], ["g", 3, HEAVY]]], 0.0)

@@ -591,3 +591,27 @@ def test_of_many_names_that_two_peers_claim_a_pulse_looks_at_some_and_all_have_t
     assert [len(pulse) for pulse in pulses] == [0, 0, 400, 500, 200, 0]
     told = [fact[3][0] for pulse in pulses for fact in pulse]
     assert sorted(told) == sorted(f"n{number}" for number in range(count))
+
+
+HEAVY = packed([[]] * 100)
+"""A meta that takes eighty times its bytes in memory."""
+
+
+def test_metas_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
+    names = table(max_names_bytes=10_000)  # So they may take 80,000, which is two of these.
+    for number, name in enumerate(("a", "b"), 1):
+        names.claimed(name, number, HEAVY, 100)
+        names.told(B, 1, ["has", [[f"{name}2", number, HEAVY, 5]]])
+        names.told(B, 1, ["outdone", C, 1, [f"{name}3", number, HEAVY, 5]])
+    names.told(B, 1, ["outdone", C, 1, ["a3", 7, HEAVY, 5]])
+    with pytest.raises(TooManyNames, match=r"8 times Settings\.max_names_bytes"):
+        names.claimed("c", 3, HEAVY, 100)
+    for fact in (["has", [["c2", 3, HEAVY, 5]]], ["outdone", C, 1, ["c3", 3, HEAVY, 5]]):
+        with pytest.raises(ValueError, match=r"8 times Settings\.max_names_bytes"):
+            names.told(B, 1, fact)
+    names.disclaimed("a")
+    names.claimed("c", 3, HEAVY, 100)
+    names.told(B, 1, ["gone", "a2", "exited"])
+    names.told(B, 1, ["has", [["c2", 3, HEAVY, 5]]])
+    names.told(B, 1, ["cleared", "a3", "exited"])
+    names.told(B, 1, ["outdone", C, 1, ["c3", 3, HEAVY, 5]])

@@ -246,3 +246,23 @@ def test_one_fact_of_a_peer_has_few_rows() -> None:
         table.told(PEER, 7, ["drop", "flags", keys])
     table.told(PEER, 7, ["drop", "flags", keys[1:]])
     assert table.keys("flags") == keys[:1]
+
+
+HEAVY = pack([[]] * 100)
+"""A value that takes eighty times its bytes in memory."""
+
+
+def test_values_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
+    table = rows(max_rows_bytes=10_000)  # So they may take 80,000, which is two of these.
+    for key in ("a", "b", "b"):
+        table.put("t", key, HEAVY)
+        table.told(PEER, 7, ["put", "t", [[key, HEAVY]]])
+    with pytest.raises(TooManyRows, match=r"8 times Settings\.max_rows_bytes"):
+        table.put("t", "c", HEAVY)
+    with pytest.raises(ValueError, match=r"8 times Settings\.max_rows_bytes here; set it alike"):
+        table.told(PEER, 7, ["put", "t", [["c", HEAVY]]])
+    assert table.keys("t") == ["a", "b"]
+    table.put("t", "a", pack(1))
+    table.put("t", "c", HEAVY)
+    table.told(PEER, 7, ["drop", "t", ["a"]])
+    table.told(PEER, 7, ["put", "t", [["c", HEAVY]]])
