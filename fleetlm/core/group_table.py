@@ -34,6 +34,7 @@ from ending and from the loss of the node.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
@@ -51,6 +52,8 @@ from fleetlm.texts import SHORT
 
 MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
+MAX_ENDED_MEMBERSHIPS = 256
+"""Memberships of a process of a peer that has ended, which are taken away in one step: a millisecond or two."""
 MAX_TOLD_MEMBERSHIPS = 5 * MAX_PIECE_MEMBERSHIPS
 """Memberships that are taken of one fact of a peer, some 20 ms of work in a group of 100,000. More would be
 taken without a pause."""
@@ -294,7 +297,7 @@ class GroupTable:
     # Facts about other nodes.
 
     def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
-        """A connected node told a fact about its own processes.
+        """A connected node told a fact about its own processes; it is to be told again unless `is_told`.
 
         Raises:
             ValueError: the fact is malformed, contradicts what the node told before, or exceeds a limit;
@@ -322,8 +325,16 @@ class GroupTable:
                             raise ValueError(f"process {number} leaves a group that it has not joined")
                 return self._leave(said, members, "left")
             case ["exit", number] if type(number) is int and number in said:
-                return self._exit(said, number, "exited")
+                return self._exit(said, number, "exited", MAX_ENDED_MEMBERSHIPS)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
+
+    def is_told(self, node: str, fact: Any) -> bool:
+        """Whether a fact that was just taken has been taken entirely.
+
+        A process that has ended may have been in 100,000 groups, which take half a second. So `told` takes
+        away some, and the same fact must come again until nothing is left.
+        """
+        return fact[0] != "exit" or fact[1] not in self._said[node]
 
     def node_down(self, node: str) -> Iterator[Left]:
         """The connection is over: hide all that the node told, at once, and take it out step by step.
@@ -410,9 +421,16 @@ class GroupTable:
                 events.append(Left(group, pid, reason))
         return events
 
-    def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
-        """Take all memberships of one process away."""
-        gone = {group: [number] * times for group, times in said.of(number).items()}
+    def _exit(
+        self, said: _Memberships, number: int, reason: str, most: int = sys.maxsize
+    ) -> list[Effect]:  # fmt: skip
+        """Take all memberships of one process away, or so many of them."""
+        gone: Numbers = {}
+        for group, times in said.of(number).items():
+            gone[group] = [number] * min(times, most)
+            most -= times
+            if most <= 0:
+                break
         return self._leave(said, gone, reason)
 
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, MAX_TOLD_MEMBERSHIPS, Effect, GroupTable, Tell
+from fleetlm.core.group_table import (
+    MAX_ENDED_MEMBERSHIPS,
+    MAX_PIECE_MEMBERSHIPS,
+    MAX_TOLD_MEMBERSHIPS,
+    Effect,
+    GroupTable,
+    Tell,
+)
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid, pid_order
@@ -346,3 +353,24 @@ def test_one_fact_of_a_peer_has_few_memberships() -> None:
         groups.told(THERE, 8, ["leave", {"g": [*numbers, 7]}])
     groups.told(THERE, 8, ["leave", {"g": numbers}])
     assert state(groups) == {}
+
+
+@pytest.mark.parametrize("is_in_one", [False, True])
+def test_a_process_that_was_in_many_groups_leaves_them_in_small_steps(is_in_one: bool) -> None:
+    groups = table(limit=10_000)
+    count = 2 * MAX_ENDED_MEMBERSHIPS + 1
+    groups.told(THERE, 8, ["join", {"g": [1]}])
+    names = ["g"] * count if is_in_one else [f"g{number}" for number in range(count)]
+    for name in names:
+        groups.told(THERE, 8, ["join", {name: [2]}])
+    exit2: list[Any] = ["exit", 2]
+    steps: list[Effect] = []
+    for is_told in (False, False, True):
+        effects = groups.told(THERE, 8, exit2)
+        assert len(effects) <= MAX_ENDED_MEMBERSHIPS
+        steps += effects
+        assert groups.is_told(THERE, exit2) == is_told
+    assert steps == [Left(name, there(2), "exited") for name in names]
+    assert state(groups) == {"g": [there(1)]}
+    with pytest.raises(ValueError, match="not a fact"):
+        groups.told(THERE, 8, exit2)
