@@ -53,7 +53,7 @@ from fleetlm.texts import SHORT
 MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 MAX_ENDED_MEMBERSHIPS = 256
-"""Memberships of a process of a peer that has ended, which are taken away in one step: a millisecond or two."""
+"""Memberships of a process of a peer that has ended which one step takes away, in a millisecond or two."""
 MAX_TOLD_MEMBERSHIPS = 5 * MAX_PIECE_MEMBERSHIPS
 """Memberships that are taken of one fact of a peer, some 20 ms of work in a group of 100,000. More would be
 taken without a pause."""

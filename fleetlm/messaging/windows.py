@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 UNIT_BYTES = 16 * 1024
 """Weight of a message that counts as much as one small message."""
+EXIT_BYTES = 256
+"""Weight of a reason that counts as much as one more exit signal."""
 LIGHT_BYTES = 256
 """A shorter request of a few small scalars counts 1 without being weighed."""
 LEAST_WEIGHED_BYTES = UNIT_BYTES // (CONTAINER_BYTES + VALUE_BYTES)
@@ -310,6 +312,8 @@ class UntakenExits:
 
     They wait for no window, and a peer can send them without end: with links that it makes anew, or without.
 
+    One counts 1, and 1 more for each `EXIT_BYTES` that its reason weighs.
+
     Args:
         limit: of those that one process has not taken.
     """
@@ -321,15 +325,15 @@ class UntakenExits:
         self._limit = limit
         self._held: dict[Key, int] = {}
 
-    def received(self, number: int, box: Mailbox) -> None:
+    def received(self, number: int, box: Mailbox, weight_bytes: int = 0) -> None:
         """Count one that was appended to a mailbox. Raises: ValueError: the peer sends too many."""
-        held = self._held.get(number, 0)
+        held, count = self._held.get(number, 0), 1 + weight_bytes // EXIT_BYTES
         if held >= self._limit:
             raise ValueError(
                 f"more than {self._limit:,} exit signals to one process, which has not taken them"
             )
-        self._held[number] = held + 1
-        box.arrived(self, number, 1, 1)
+        self._held[number] = held + count
+        box.arrived(self, number, 1, count)
 
     def took(self, key: Key, count: int) -> None:
         """Count what has left a mailbox."""

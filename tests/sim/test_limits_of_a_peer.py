@@ -140,6 +140,23 @@ def test_a_monitor_and_a_link_beyond_the_limit_tell_system_limit_and_leave_no_ch
     story(told, max_links_and_monitors=LIMIT)
 
 
+@pytest.mark.parametrize(("reason", "waiting"), [("x" * 60_000, 1), ([[]] * 200, 1), ("x" * 600, 3)])
+def test_an_exit_signal_counts_what_its_reason_weighs(reason: Any, waiting: int) -> None:
+    async def told(_cluster: SimCluster, victim: Node, greedy: Node, _honest: Node) -> None:
+        async def stuck(process: Process) -> None:
+            process.trap_exit = True
+            await asyncio.sleep(1e6)
+
+        stuck_one = victim.spawn(stuck)
+        process: Any = greedy._parts.local.process(greedy.spawn(idle))
+        for _ in range(LIMIT + 5):
+            process.exit(stuck_one, reason)
+        await asyncio.sleep(1)
+        assert len(victim._parts.local.boxes[stuck_one.number]) == waiting + 1
+
+    story(told, max_links_and_monitors=LIMIT)
+
+
 def test_a_peer_cannot_fill_a_mailbox_with_exit_signals() -> None:
     async def told(cluster: SimCluster, victim: Node, greedy: Node, honest: Node) -> None:
         async def stuck(process: Process) -> None:
