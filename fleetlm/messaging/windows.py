@@ -73,6 +73,9 @@ UNITS_FIELD_BYTES = 16
 MAX_WEIGHED_VALUES = 64
 """Values of a container that `rough_size` looks at: an item of more is not judged by its blobs."""
 _PLAIN = frozenset((type(None), bool, int, float))
+MAX_NAMES_OF_ONE = 4
+"""Keys of one process under which messages of one connection may wait, each with its window. A process has a
+number and one name, which may change; a peer that may register could change it without end."""
 MAX_UNTOLD_PROCESSES = 4_096
 """Processes of which some units were taken and not told yet; bounds the tables of both sides."""
 MAX_SWEPT_MAILBOXES = 16_384
@@ -325,6 +328,10 @@ class UntakenExits:
         self._limit = limit
         self._held: dict[Key, int] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._held)
+
     def received(self, number: int, box: Mailbox, weight_bytes: int = 0) -> None:
         """Count one that was appended to a mailbox. Raises: ValueError: the peer sends too many."""
         held, count = self._held.get(number, 0), 1 + weight_bytes // EXIT_BYTES
@@ -385,6 +392,8 @@ class ReceiveWindows:
             ValueError: the peer ignores its window.
         """
         before = self.held.get(key, 0)
+        if not before and box is not None and type(key) is str:
+            self._check_names(box)
         if before + count > self.limit:
             raise ValueError(f"more than {self.limit:,} messages that were not taken, without credit")
         self.held[key] = before + count * weight
@@ -393,6 +402,21 @@ class ReceiveWindows:
             return
         self._boxes[box] = None
         box.arrived(self, key, count, weight)
+
+    def _check_names(self, box: Mailbox) -> None:
+        """Raise ValueError if messages wait in a mailbox under too many names."""
+        if box.count_keys(self) > MAX_NAMES_OF_ONE:
+            raise ValueError(f"messages for one process under more than {MAX_NAMES_OF_ONE} names")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been taken."""
+        held, untold = self.held, self._untold
+        return len(held) == len(untold) and held == untold
+
+    def boxes(self) -> list[Mailbox]:
+        """Return the mailboxes that hold messages of this connection, and some that did."""
+        return list(self._boxes)
 
     def took(self, key: Key, count: int) -> None:
         """Count units that have left a mailbox, and tell the peer after every `step` of them."""
