@@ -9,7 +9,6 @@ import pytest
 from fleetlm.core.group_table import (
     MAX_ENDED_MEMBERSHIPS,
     MAX_PIECE_MEMBERSHIPS,
-    MAX_TOLD_MEMBERSHIPS,
     Effect,
     GroupTable,
     Tell,
@@ -343,8 +342,8 @@ def test_new_memberships_are_told_once_and_a_second_join_is_none() -> None:
 
 
 def test_one_fact_of_a_peer_has_few_memberships() -> None:
-    groups = table(limit=5 * MAX_TOLD_MEMBERSHIPS)
-    numbers = list(range(1, MAX_TOLD_MEMBERSHIPS + 1))
+    groups = table(limit=5 * MAX_PIECE_MEMBERSHIPS)
+    numbers = list(range(1, MAX_PIECE_MEMBERSHIPS + 1))
     for members in ({"g": [*numbers, 7]}, {f"g{number}": [number] for number in [*numbers, 2_000]}):
         with pytest.raises(ValueError, match="in one fact"):
             groups.told(THERE, 8, ["join", members])
