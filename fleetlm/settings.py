@@ -429,7 +429,7 @@ class Settings(Record):
     node stores it: it describes a process, and is not the place for its state."""
     max_names_bytes: int = 8 * 1024 * 1024
     """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
-    and must stay well within what may be in flight. In memory the metas may take eight times as much."""
+    and must stay well within what may be in flight."""
 
     # Members of process groups that tell of themselves.
     max_metas_bytes: int = 32 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -475,3 +476,15 @@ def test_metas_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
     ours.left("g", Pid(ME, 1, 1))
     ours.described("g", 3, HEAVY)
     ours.told(PEER, 7, ["metas", [["g", 1, None], ["g", 3, HEAVY]]], 0.0)
+
+
+def test_the_collector_leaves_reports_out() -> None:
+    """It would visit each of them in each of its passes, and there may be 100,000 of a node."""
+    ours = facts()
+    for number in range(1, 101):
+        fact = ["gauges", [[f"g{number}", number, {"load": 1, "queue": 2}]]]
+        ours.told(YOURS.node, YOURS.incarnation, fact, 1.0)
+    gc.collect()
+    reports = ours._told[YOURS.node].reports
+    assert len(reports) == 100
+    assert not any(gc.is_tracked(each) for each in (*reports, *reports.values()))
