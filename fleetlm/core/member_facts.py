@@ -41,6 +41,7 @@ from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, utf8_bytes
+from fleetlm.wire.weights import MAX_TIMES_KEPT, Scale
 
 Place = tuple[str, int]
 """A group and the number of a process in it."""
@@ -57,6 +58,8 @@ MAX_LOADS = 2_048
 """Members at which one node tells its load: those that it picks from by load, some 40 KB."""
 PIECE_BYTES = 128 * 1024
 """Metas and reports in one fact; one more of any allowed size still fits into a fact."""
+MAX_TOLD_MEMBERS = 6_000
+"""Metas, and reports, that are taken of one fact of a peer: so many of the smallest fit into a fact."""
 MEMBER_BYTES = 24
 """What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
 GAUGE_BYTES = 11
@@ -87,7 +90,9 @@ each node."""
 class _Told:
     """What one node tells of its own members, and of its load on those of all nodes."""
 
-    __slots__ = ("incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports")
+    __slots__ = (
+        "extra_bytes", "incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports"
+    )  # fmt: skip
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -96,6 +101,8 @@ class _Told:
         self.metas: dict[Place, Any] = {}
         self.metas_bytes = 0
         """What all metas count, see `meta_bytes`."""
+        self.extra_bytes = 0
+        """What all metas weigh beside their bytes (`wire.weights`)."""
         self.reports: dict[Place, _Row] = {}
         self.loads: dict[Pid, int] = {}
 
@@ -126,7 +133,9 @@ class MemberFacts:
         self._max = settings.max_memberships
         self._max_meta_bytes = settings.max_meta_bytes
         self._max_metas_bytes = settings.max_metas_bytes
+        self._max_extra_bytes = MAX_TIMES_KEPT * settings.max_metas_bytes
         self._read = read
+        self._scale = Scale()
         self._before_change = before_change
         self._own = _Told(node, incarnation)
         self._told: dict[str, _Told] = {node: self._own}
@@ -221,7 +230,7 @@ class MemberFacts:
         place = (group, number)
         value = None if packed is None else self._read(packed)
         self._before_change(place)
-        _describe(self._own, place, packed, value)
+        self._describe(self._own, place, packed, value)
         return ["metas", [[group, number, packed]]]
 
     def check_room(self, group: str, number: int, packed: bytes | None) -> None:
@@ -237,6 +246,10 @@ class MemberFacts:
         size = own.metas_bytes + _growth(own, {place: packed})
         if size > self._max_metas_bytes:
             raise MessageTooLarge(size, self._max_metas_bytes, "Settings.max_metas_bytes, of all metas")
+        weight = own.extra_bytes + self._extra_growth(own, {place: packed})
+        if weight > self._max_extra_bytes:
+            what = f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes, of the memory of all metas"
+            raise MessageTooLarge(weight, self._max_extra_bytes, what)
 
     def reported(self, group: str, number: int, gauges: Gauges, now: float) -> bool:
         """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`.
@@ -295,7 +308,7 @@ class MemberFacts:
         told = self._of(pid)
         if told is not None:
             place = (group, pid.number)
-            _describe(told, place, None, None)
+            self._describe(told, place, None, None)
             self._withdraw(told, place)
             if told is self._own:
                 self._due.pop(place, None)
@@ -352,6 +365,7 @@ class MemberFacts:
 
     def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
         """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
+        _check_few(metas)
         described = dict(self._check_meta(meta) for meta in metas)
         reported = self._check_reports(told, reports, now)
         _check_count(
@@ -361,8 +375,13 @@ class MemberFacts:
             limit = self._max_metas_bytes
             raise ValueError(f"metas of more than {limit:,} bytes, which is Settings.max_metas_bytes here")
         values = [None if packed is None else self._read(packed) for packed in described.values()]
+        if told.extra_bytes + self._extra_growth(told, described) > self._max_extra_bytes:
+            raise ValueError(
+                f"metas that take more than {self._max_extra_bytes:,} bytes of memory, which is "
+                f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes here"
+            )
         for (place, packed), value in zip(described.items(), values, strict=True):
-            _describe(told, place, packed, value)
+            self._describe(told, place, packed, value)
         for place, report in reported.items():
             self._enter(told, place, report)
 
@@ -372,6 +391,7 @@ class MemberFacts:
             self._enter(told, place, report)
 
     def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, _Row]:
+        _check_few(reports)
         known = told.reports
         reported = dict([check_report(report, now, known) for report in reports])
         if not reported.keys() <= known.keys():
@@ -406,6 +426,29 @@ class MemberFacts:
         for pid, count in self._own.loads.items():
             by_node.setdefault(pid.node, [pid.incarnation, {}])[1][pid.number] = count
         return ["loads", by_node]
+
+    def _describe(self, told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
+        """Enter the meta of a member, or take it away."""
+        described = {place: packed}
+        told.metas_bytes += _growth(told, described)
+        told.extra_bytes += self._extra_growth(told, described)
+        if packed is None:
+            told.packed.pop(place, None)
+            told.metas.pop(place, None)
+        else:
+            told.packed[place] = packed
+            told.metas[place] = value
+
+    def _extra_growth(self, told: _Told, described: Mapping[Place, bytes | None]) -> int:
+        """Return by how much these metas would change what all metas of a node weigh beside their bytes."""
+        growth = 0
+        for place, packed in described.items():
+            former = told.packed.get(place)
+            if former is not None:
+                growth -= self._scale.extra_of(former)
+            if packed is not None:
+                growth += self._scale.extra_of(packed)
+        return growth
 
     def _check_meta(self, meta: Any) -> tuple[Place, bytes | None]:
         match meta:
@@ -446,17 +489,6 @@ def _gauge(row: _Row, name: str) -> float | None:
     return None
 
 
-def _describe(told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
-    """Enter the meta of a member, or take it away."""
-    told.metas_bytes += _growth(told, {place: packed})
-    if packed is None:
-        told.packed.pop(place, None)
-        told.metas.pop(place, None)
-    else:
-        told.packed[place] = packed
-        told.metas[place] = value
-
-
 def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
     """Return by how much these metas would change what all metas of a node count."""
     growth = 0
@@ -472,6 +504,12 @@ def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
 def _check_count(known: Mapping[Place, Any], more: Iterable[Place], most: int) -> None:
     if len(known) + sum(place not in known for place in more) > most:
         raise ValueError(f"more than {most:,} members that tell of themselves, see max_memberships")
+
+
+def _check_few(told: list[Any]) -> None:
+    """Raise ValueError if one fact tells of so many members that the loop would stand still for it."""
+    if len(told) > MAX_TOLD_MEMBERS:
+        raise ValueError(f"one fact tells of more than {MAX_TOLD_MEMBERS:,} members")
 
 
 def check_gauges(gauges: Any) -> None:

@@ -64,6 +64,10 @@ HEARD_SHARE = 8
 """One node may tell of claims of third nodes: an eighth of what it may claim itself; there are few."""
 MAX_PIECE_CLAIMS = 200
 """Claims in one fact of a snapshot: about a millisecond's work for the node that takes it."""
+MAX_TOLD_CLAIMS = 5 * MAX_PIECE_CLAIMS
+"""Claims that are taken of one fact of a peer. More would be taken without a pause."""
+MAX_LOOKED_AT = 500
+"""Names with several claims that one pulse looks at, in some 5 ms: two peers may claim the same 65,536."""
 _NUMBER_END = 1 << 64
 """Numbers of processes, and milliseconds since 1970, are below this."""
 _MAX_ROW_OVERHEAD_BYTES = 40
@@ -199,9 +203,9 @@ class NameTable:
         self._heard_from: Counter[str] = Counter()
         """Node that told → how many of these claims."""
         self._contested: dict[str, None] = {}
-        """Names that had several claims when they were settled last."""
-        self._suspects: dict[tuple[Any, ...], None] = {}
-        """What was outdone at the last pulse: name, node, rank of its claim, rank of the winner."""
+        """Names that had several claims when they were settled last, in the order of the looks at them."""
+        self._suspects: dict[str, set[tuple[Any, ...]]] = {}
+        """Name → what was outdone at the last look at it: node, rank of its claim, rank of the winner."""
         self._told: dict[str, dict[str, _Row]] = {}
         """Name → node → the claim that it was told of, because it outdoes the claim of that node."""
         self._holders: dict[str, _Row] = {}
@@ -327,26 +331,27 @@ class NameTable:
         """About a second has passed: tell the nodes whose claims are outdone still and not withdrawn.
 
         A node that sees the winner itself withdraws its claim within a round trip, so in a full mesh nothing
-        is ever told.
+        is ever told. Of more than `MAX_LOOKED_AT` names with several claims each waits for its turn.
         """
         effects: list[Effect] = []
-        suspects: dict[tuple[Any, ...], None] = {}
-        for name in list(self._contested):
+        for name in list(islice(self._contested, MAX_LOOKED_AT)):
+            del self._contested[name]
+            before = self._suspects.pop(name, ())
             competing = self._several.get(name, {})
             best = self._pick_best(name)
             if best is None or competing.get(best[_NODE]) is not best:
-                del self._contested[name]
                 continue
+            self._contested[name] = None
+            suspects = self._suspects[name] = set()
             for node, row in competing.items():
-                suspect = (name, node, _rank(row), _rank(best))
+                suspect = (node, _rank(row), _rank(best))
                 if node in (self.node, best[_NODE]):
                     continue
-                suspects[suspect] = None
+                suspects.add(suspect)
                 told = self._told.setdefault(name, {})
-                if suspect in self._suspects and told.get(node) is not best:
+                if suspect in before and told.get(node) is not best:
                     told[node] = best
                     effects.append(_tell_of(best, node))
-        self._suspects = suspects
         return effects
 
     # Facts about other nodes.
@@ -359,7 +364,7 @@ class NameTable:
                 nothing changed.
         """
         match fact:
-            case ["has", [*rows]] if node != self.node:
+            case ["has", [*rows]] if node != self.node and len(rows) <= MAX_TOLD_CLAIMS:
                 return self._take_claims(node, incarnation, rows)
             case ["gone", str(name), str(why)] if node != self.node and len(why) <= MAX_WHY_LENGTH:
                 if name in self._claims_of.get(node, _NONE).held:

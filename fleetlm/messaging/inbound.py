@@ -131,8 +131,12 @@ class PeerService(Protocol):
     def signalled(self, session: Session, signal: Any) -> None:
         """Take a link, monitor or exit signal. Raises: ValueError or TypeError for a malformed one."""
 
-    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """Take a fact about the peer's processes. Raises: ValueError or TypeError for a malformed fact."""
+    def told_table(self, session: Session, topic: Any, fact: Any) -> bool | None:
+        """Take a fact about the peer's processes, or a part of it. Returns True if it is to be told again.
+
+        Raises:
+            ValueError, TypeError: it is malformed.
+        """
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request to the node itself, through ``call``."""
@@ -185,6 +189,8 @@ class Inbound:
         self.until: float = math.inf
         self._is_late = False
         """Whether an operation has found that the turn is over."""
+        self._again: list[Any] = []
+        """The operation that was performed in part only when the turn was over, if there is one."""
         self.still_served: set[int | str] = set()
         self.undelivered: int = 0
         self._unreadable = UnreadableMessages(self._taps)
@@ -243,7 +249,7 @@ class Inbound:
         unread = iter(messages)  # As `go_on`, for one slice.
         self._is_late = False
         self._deliver(session, unread)
-        left = list(unread) if self._is_late else None
+        left = self._left(unread) if self._is_late else None
         return iter((left,)) if left else None
 
     def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
@@ -269,9 +275,14 @@ class Inbound:
             self._is_late = False
             self._deliver(session, unread)
             if self._is_late or monotonic() >= self.until:
-                left = list(unread)
+                left = self._left(unread)
                 return chain((left,), rest) if left else _unless_empty(rest)
         return None
+
+    def _left(self, unread: Iterator[Any]) -> list[Any]:
+        """Return the messages of a slice that are left for another turn."""
+        again, self._again = self._again, []
+        return [*again, *unread]
 
     def _read_batch(self, session: Session, frame: bytes) -> list[Any]:
         """Decode the messages of a BATCH. Returns those that can be read.
@@ -549,7 +560,11 @@ class Inbound:
         elif operation == Op.SIGNAL:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
-            self._service.told_table(session, *operations.read_table(message))
+            topic, fact = operations.read_table(message)
+            while self._service.told_table(session, topic, fact):
+                if monotonic() >= self.until:
+                    self._again = [message]
+                    break
         elif operation in (Op.DRAIN, Op.HEARD, Op.SETTLED):
             self._perform_leaving(session, message)
         elif operation == Op.PEERS:

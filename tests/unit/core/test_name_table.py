@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.core import name_table
-from fleetlm.core.name_table import Claim, Decide, Effect, Lose, NameTable, Say, Tell, older, rank
+from fleetlm.core.name_table import (
+    MAX_LOOKED_AT,
+    MAX_TOLD_CLAIMS,
+    Claim,
+    Decide,
+    Effect,
+    Lose,
+    NameTable,
+    Say,
+    Tell,
+    older,
+    rank,
+)
 from fleetlm.errors import AlreadyRegistered, InvalidName, TooManyNames
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
@@ -587,3 +599,24 @@ def test_what_is_shown_of_a_holder_is_kept_for_a_while_and_follows_its_changes(
     assert names.holder("x").meta == "new"  # type: ignore[union-attr]
     names.disclaimed("x")
     assert names.holder("x") is None
+
+
+def test_one_fact_of_a_peer_has_few_claims() -> None:
+    names = table()
+    rows = [row(f"n{number}", number + 1) for number in range(MAX_TOLD_CLAIMS + 1)]
+    with pytest.raises(ValueError, match="not a fact about names"):
+        names.told(B, 1, ["has", rows])
+    names.told(B, 1, ["has", rows[1:]])
+    assert names.count == MAX_TOLD_CLAIMS
+
+
+def test_of_many_names_that_two_peers_claim_a_pulse_looks_at_some_and_all_have_their_turn() -> None:
+    names = table()
+    count = 2 * MAX_LOOKED_AT + 100
+    for node in (B, C):
+        for number in range(count):
+            names.told(node, 1, ["has", [row(f"n{number}", number + 1)]])
+    pulses = [facts(names.pulsed()) for _ in range(6)]
+    assert [len(pulse) for pulse in pulses] == [0, 0, 400, 500, 200, 0]
+    told = [fact[3][0] for pulse in pulses for fact in pulse]
+    assert sorted(told) == sorted(f"n{number}" for number in range(count))
