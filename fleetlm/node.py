@@ -40,7 +40,8 @@ from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.functions import check_concrete
+from fleetlm.processes.running import plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.draining import DrainSource
@@ -48,7 +49,6 @@ from fleetlm.runtime.info import DrainReport, NodeInfo
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
-from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     import random
@@ -669,12 +669,13 @@ class Node(OffersLeaders):
         Raises:
             AlreadyRegistered, InvalidName: nothing was started.
             NodeStopped: this node has been stopped; nothing was started.
-            TypeError: ``function`` cannot be called, or is an abstract class.
+            TypeError: ``function`` is none that a process can run: a plain function that returns nothing, a
+                generator function, a coroutine (it was closed), an abstract class, a class whose objects
+                cannot be called; nothing was started. Where only a call can show that the result cannot be
+                awaited, the process ends with a TypeError.
             RuntimeError: it is an `Actor` object that has been run.
         """
         self._check_running()
-        if not callable(function):
-            raise TypeError(f"spawn() takes a coroutine function, not {SHORT.repr(function)}")
         check_unused(function)
         pid = self._local.spawn(function, args, name, is_local=local)
         if essential is not None:

@@ -61,8 +61,9 @@ from fleetlm.errors import FleetError, InitFailed, InvalidName, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Exit
 from fleetlm.process import Process
+from fleetlm.processes.functions import process_function
 from fleetlm.processes.info import ChildInfo
-from fleetlm.processes.running import ProcessFunction, check_concrete, plain_class
+from fleetlm.processes.running import ProcessFunction
 from fleetlm.records import Record
 from fleetlm.texts import text_of
 
@@ -101,7 +102,8 @@ class Child:
 
     Raises:
         ValueError: ``restart`` is not one of the three, or ``init_s`` is not positive.
-        TypeError: ``function`` is an object of an `Actor`, which runs only once.
+        TypeError: ``function`` is none that a process can run (`Node.spawn`), or an object of an `Actor`,
+            which runs only once.
     """
 
     name: str
@@ -117,8 +119,7 @@ class Child:
     """A child holds a function, so it is for supervisors of its own node and never encoded."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "function", plain_class(self.function))
-        check_concrete(self.function)
+        object.__setattr__(self, "function", process_function(self.function))
         if self.restart not in RESTARTS:
             raise ValueError(f"child {self.name!r}: unknown restart {self.restart!r}; use one of {RESTARTS}")
         if self.init_s is not None and not self.init_s > 0:

@@ -21,7 +21,8 @@ from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, exit_reason, plain_class
+from fleetlm.processes.functions import check_concrete
+from fleetlm.processes.running import exit_reason, plain_class
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:

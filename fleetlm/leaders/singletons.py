@@ -24,7 +24,7 @@ from fleetlm.leaders.schedule import slots_of, zone_of
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.functions import process_function
 from fleetlm.records import Row
 from fleetlm.texts import SHORT
 
@@ -164,10 +164,7 @@ class Singletons:
         restarts: tuple[int, float, tuple[float, float]],
     ) -> None:
         """See `Node.singleton`."""
-        function = plain_class(function)
-        if not callable(function):
-            raise TypeError(f"a singleton runs a coroutine function, not {SHORT.repr(function)}")
-        check_concrete(function)
+        function = process_function(function)
         if name.startswith(CRON):
             raise ValueError(f"names that begin with {CRON!r} are those of cron jobs: use Node.cron")
         self._start(Plan(name, function, args, settle_s, end_s, *restarts, _quorum(safety)))
