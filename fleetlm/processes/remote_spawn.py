@@ -60,6 +60,7 @@ from fleetlm.names import canonical_node, check_process_name
 from fleetlm.processes.functions import process_function
 from fleetlm.processes.spawn_pace import SpawnPace
 from fleetlm.records import Record
+from fleetlm.seconds import check_seconds
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 from fleetlm.wire.rights import check_right
@@ -263,6 +264,7 @@ class RemoteSpawn:
         monitored: bool = False,
     ) -> tuple[Pid, Ref | None]:
         """See `Node.spawn_at`, `Process.spawn_link_at` and `Process.spawn_monitor_at`."""
+        check_seconds(timeout_s)
         at = canonical_node(at, self._context.settings.base_port)
         is_in_flight = self._check(at, factory, name, owner)
         sender = self._context.pid if owner is None else owner.pid
