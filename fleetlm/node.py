@@ -96,9 +96,9 @@ class Node(OffersLeaders):
     use `sync`.
 
     Each time that a method takes is a number of seconds. A negative time-out counts as over, and ``math.inf``
-    as a long one. Anything else (nan, a text, a timedelta, a bool) raises TypeError or ValueError with the name
-    of the argument, before anything is done; `send` and `call` alone take a bool for 0 or 1, since they do not
-    look at each message's time-out.
+    as a long one. Anything else (nan, a text, a timedelta, a bool) raises TypeError or ValueError with the
+    name of the argument, before anything is done; `send` and `call` alone take a bool for 0 or 1, since they
+    do not look at each message's time-out.
 
     Attributes:
         name: this node's name, ``basename@ip``, with a port if it is not the cluster's base port.
