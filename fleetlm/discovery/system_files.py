@@ -1,8 +1,8 @@
 """The hosts file and nsswitch.conf, read as the C library reads them, and files that are watched.
 
 Source: nss_files and nsswitch.conf(5) of glibc 2.36, to which tests/system/resolver_oracle.py holds this. A
-name in the hosts file is not looked up further where ``files`` stands before ``dns``: the file's addresses are
-the answer. All lines with the name count.
+name in the hosts file is not looked up further where ``files`` stands before ``dns``: the file's addresses
+are the answer. All lines with the name count.
 """
 
 from __future__ import annotations
