@@ -40,15 +40,16 @@ from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.functions import check_concrete
+from fleetlm.processes.running import plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.draining import DrainSource
 from fleetlm.runtime.info import DrainReport, NodeInfo
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
+from fleetlm.seconds import check_seconds, check_timeout
 from fleetlm.stream import Stream
-from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     import random
@@ -93,6 +94,11 @@ class Node(OffersLeaders):
     A program whose only purpose is its node is run by `fleetlm.run`, which handles signals and exit codes.
     Everything runs on the event loop that started the node. Several nodes in one program work. Other threads
     use `sync`.
+
+    Each time that a method takes is a number of seconds. A negative time-out counts as over, and ``math.inf``
+    as a long one. Anything else (nan, a text, a timedelta, a bool) raises TypeError or ValueError with the
+    name of the argument, before anything is done; `send` and `call` alone take a bool for 0 or 1, since they
+    do not look at each message's time-out.
 
     Attributes:
         name: this node's name, ``basename@ip``, with a port if it is not the cluster's base port.
@@ -247,6 +253,7 @@ class Node(OffersLeaders):
         if self._outbound.stopped:
             raise NodeStopped(self.name, self._outbound.stopped)
         timeout_s = self.settings.drain_s if timeout is None else timeout
+        check_seconds(timeout_s, least=0)
         self.drain_report = report = await self._parts.leaving.drain(timeout_s, reason, source)
         return report
 
@@ -279,6 +286,7 @@ class Node(OffersLeaders):
         if self._outbound.stopped == forks.FORKED:
             return  # The node belongs to the parent process, which stops it.
         self._parts.context.check_loop("Node.stop")
+        check_timeout(drain_s, "drain_s", least=0)
         self._stopping = True
         if self._leaving is None:
             leave = self._leave(reason, drain_s, source, asyncio.current_task())
@@ -435,11 +443,11 @@ class Node(OffersLeaders):
         """
         if canonical_node(name, self.settings.base_port) == self.name:
             return "pong"
-        deadline = self._loop.time() + timeout
+        began = self._loop.time()
         if not await self.connect(name, timeout):
             return "pang"
         try:
-            await self._outbound.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
+            await self._outbound.ask(name, "ping", None, max(0.001, began + timeout - self._loop.time()))
         except FleetError:
             return "pang"
         return "pong"
@@ -461,6 +469,7 @@ class Node(OffersLeaders):
             NodeStopped: this node has been stopped, before this call or during it.
         """
         name = canonical_node(name, self.settings.base_port)
+        check_seconds(timeout)
         self._check_running()
         if name == self.name:
             return True
@@ -603,6 +612,7 @@ class Node(OffersLeaders):
             TimeoutError: they were not connected within ``timeout`` seconds.
             NodeStopped: the node was stopped meanwhile.
         """
+        check_timeout(timeout)
         async with asyncio.timeout(timeout):
             while len(self._driver.sessions) < min_nodes:
                 self._check_running()
@@ -669,12 +679,13 @@ class Node(OffersLeaders):
         Raises:
             AlreadyRegistered, InvalidName: nothing was started.
             NodeStopped: this node has been stopped; nothing was started.
-            TypeError: ``function`` cannot be called, or is an abstract class.
+            TypeError: ``function`` is none that a process can run: a plain function that returns nothing, a
+                generator function, a coroutine (it was closed), an abstract class, a class whose objects
+                cannot be called; nothing was started. Where only a call can show that the result cannot be
+                awaited, the process ends with a TypeError.
             RuntimeError: it is an `Actor` object that has been run.
         """
         self._check_running()
-        if not callable(function):
-            raise TypeError(f"spawn() takes a coroutine function, not {SHORT.repr(function)}")
         check_unused(function)
         pid = self._local.spawn(function, args, name, is_local=local)
         if essential is not None:
@@ -723,6 +734,7 @@ class Node(OffersLeaders):
         check_actor(cls)
         check_concrete(actor)
         check_unused(actor)
+        check_timeout(timeout)
         timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
         pid = await start(self._local, actor, args, name, timeout_s, is_local=local)
         return ActorRef(self._parts.sender, cls, pid)
@@ -821,6 +833,7 @@ class Node(OffersLeaders):
         Returns:
             False if it has not ended within ``timeout`` seconds.
         """
+        check_timeout(timeout)
         task = self._local.task_of(pid)
         if task is None:
             return True
@@ -860,6 +873,7 @@ class Node(OffersLeaders):
         Raises:
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
+        check_seconds(timeout)
         if at is None or canonical_node(at, self.settings.base_port) == self.name:
             return self._local.table.whereis(name)
         found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
@@ -882,6 +896,7 @@ class Node(OffersLeaders):
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
         """
         self._parts.context.check_loop("Node.register")
+        check_seconds(timeout)
         if pid.node == self.name:
             self._local.register(name, pid, is_local=local)
         elif local:
@@ -899,6 +914,7 @@ class Node(OffersLeaders):
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
         self._parts.context.check_loop("Node.unregister")
+        check_seconds(timeout)
         if at is None or canonical_node(at, self.settings.base_port) == self.name:
             return self._local.unregister(name)
         return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
@@ -1007,6 +1023,7 @@ class Node(OffersLeaders):
         Raises:
             NotSerializable: nothing was sent.
         """
+        check_timeout(timeout)
         within_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
         return await self._parts.multicall(targets, message, within_s)
 

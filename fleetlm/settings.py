@@ -315,7 +315,7 @@ class Settings(Record):
     chunk_bytes: int = 256 * 1024
     """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path. Where
     only large messages travel, and fast, chunks have up to four times as much, but never more than half of
-    ``bulk_window_bytes`` or ``max_frame_bytes``."""
+    ``bulk_window_bytes``, or of ``max_frame_bytes`` of this node and of the other one."""
     bulk_window_bytes: int = 2 * 1024 * 1024
     """Bytes of chunks in flight to one peer: a small message waits behind at most this much."""
     max_message_bytes: int = 64 * 1024 * 1024
@@ -324,7 +324,8 @@ class Settings(Record):
     All large messages of one peer that are on their way may not be larger together, either."""
     max_frame_bytes: int = 2 * 1024 * 1024
     """Size limit of one frame that ZeroMQ accepts, from strangers too: a batch or a chunk, with room to
-    spare. A larger one ends its connection."""
+    spare. A larger one ends its connection. Peers are told, and send smaller batches and chunks to a node
+    that takes less than they do; at least 16 KiB."""
     unread_bytes: int = 32 * 1024 * 1024
     """Bytes that one peer may have sent and this node has not read, in its loop's delays; beyond them the
     connection ends. At least four windows, whatever is set: what an honest peer may have in flight, with its

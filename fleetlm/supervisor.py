@@ -61,9 +61,11 @@ from fleetlm.errors import FleetError, InitFailed, InvalidName, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Exit
 from fleetlm.process import Process
+from fleetlm.processes.functions import process_function
 from fleetlm.processes.info import ChildInfo
-from fleetlm.processes.running import ProcessFunction, check_concrete, plain_class
+from fleetlm.processes.running import ProcessFunction
 from fleetlm.records import Record
+from fleetlm.seconds import check_pauses, check_seconds, check_timeout
 from fleetlm.texts import text_of
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -100,8 +102,10 @@ class Child:
         local: no other node reaches it; see `Node.spawn`.
 
     Raises:
-        ValueError: ``restart`` is not one of the three, or ``init_s`` is not positive.
-        TypeError: ``function`` is an object of an `Actor`, which runs only once.
+        ValueError: ``restart`` is not one of the three, ``init_s`` is not positive, or ``shutdown_s`` is
+            negative.
+        TypeError: ``function`` is none that a process can run (`Node.spawn`), or an object of an `Actor`,
+            which runs only once.
     """
 
     name: str
@@ -117,14 +121,11 @@ class Child:
     """A child holds a function, so it is for supervisors of its own node and never encoded."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "function", plain_class(self.function))
-        check_concrete(self.function)
+        object.__setattr__(self, "function", process_function(self.function))
         if self.restart not in RESTARTS:
             raise ValueError(f"child {self.name!r}: unknown restart {self.restart!r}; use one of {RESTARTS}")
-        if self.init_s is not None and not self.init_s > 0:
-            raise ValueError(
-                f"child {self.name!r}: init_s is {self.init_s!r}, not a positive number of seconds"
-            )
+        check_timeout(self.init_s, f"child {self.name!r}: init_s", above=0)
+        check_timeout(self.shutdown_s, f"child {self.name!r}: shutdown_s", least=0)
         if isinstance(self.function, Actor):
             cls = type(self.function).__qualname__
             raise TypeError(f"an actor object runs once: Child({self.name!r}, {cls}, args=(...))")
@@ -205,7 +206,7 @@ class Supervisor:
         specs: the children as they were given; the other arguments are attributes of the same name.
 
     Raises:
-        ValueError: two children have one name, or the strategy is unknown.
+        ValueError: two children have one name, the strategy is unknown, or a time is out of its range.
     """
 
     def __init__(
@@ -222,6 +223,8 @@ class Supervisor:
         names = [child.name for child in children or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"two children have one name: {sorted(names)}")
+        check_seconds(period_s, "period_s", above=0)
+        check_pauses(backoff_s, "backoff_s")
         self.specs: list[Child] = list(children or ())
         self.strategy = strategy
         self.max_restarts = max_restarts

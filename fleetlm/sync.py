@@ -26,6 +26,7 @@ from fleetlm.ids import Pid
 from fleetlm.messaging.retries import name_of_operation
 from fleetlm.names import Address
 from fleetlm.processes.running import plain_class
+from fleetlm.seconds import check_seconds, check_timeout
 from fleetlm.threads.arrivals import SyncStream, SyncSubscription
 from fleetlm.threads.members import SyncTable
 from fleetlm.threads.references import SyncRef, SyncRefs
@@ -137,9 +138,10 @@ class SyncNode:
         self, timeout: float | None = None, reason: str = "", *, source: DrainSource = "api"
     ) -> DrainReport:
         """See `Node.drain`."""
-        limit_s = (self.settings.drain_s if timeout is None else timeout) + STOP_SLACK_S
+        drain_s = self.settings.drain_s if timeout is None else timeout
+        check_seconds(drain_s, least=0)
         drain = functools.partial(self._node.drain, timeout, reason, source=source)
-        return self._requests.run("drain", self.name, drain, limit_s)
+        return self._requests.run("drain", self.name, drain, drain_s + STOP_SLACK_S)
 
     def undrain(self) -> bool:
         """See `Node.undrain`."""
@@ -158,6 +160,7 @@ class SyncNode:
         Raises:
             TimeoutError: something blocks the node's event loop.
         """
+        check_timeout(drain_s, "drain_s", least=0)
         if self._end_thread is not None:
             self._end_thread(reason, drain_s, source)
             return

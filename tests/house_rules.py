@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VALUES = (
     *("cookies", "errors", "escapes", "ids", "names", "messages", "records", "setting_parsers", "settings"),
-    *("ops_token", "taps", "telemetry", "texts"),
+    *("ops_token", "seconds", "taps", "telemetry", "texts"),
 )
 ROWS: tuple[tuple[str, ...], ...] = (
     # A room is a package of fleetlm, or a module that stands beside the packages. A room may import

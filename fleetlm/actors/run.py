@@ -44,6 +44,10 @@ Several cases may come together before the handler's next step. ``Task.cancellin
   cancellation would cut the clean-up of the handler short. The count is 1, and ``uncancel`` makes it 0;
   therefore `_settle_call` looks at ``_is_ending`` as well. A concurrent task is cancelled nevertheless,
   since an exit signal cancels the main task only.
+* A TaskGroup whose task fails while the group waits for it at its end cancels the task that serves the call
+  and never takes that back, in Python before 3.13. So the count may be above 0 with no cancellation under
+  way. `_interrupt` therefore remembers what it was before, `_settle_call` compares with that, and
+  `_drop_stale` takes the rest back when a handler has raised.
 * The handler swallows the cancellation of 3 and returns: `_settle_call` takes the cancellation back, and
   the result goes nowhere.
 * The handler swallows the cancellation of 1 and returns: `_serve` sees ``_is_ending`` after each message
@@ -112,8 +116,9 @@ class ActorRun(Generic[ProcessT]):
     """One run of an actor, in its main task except for concurrent handlers."""
 
     __slots__ = (
-        "_actor", "_complaints", "_concurrent", "_failures", "_free_slot", "_handlers", "_is_stopping",
-        "_loop", "_main_task", "_max_concurrent", "_open", "_stop_reason", "_taps", "_terminate_s", "process",
+        "_actor", "_complaints", "_concurrent", "_failures", "_free_slot", "_handlers", "_interrupted",
+        "_is_stopping", "_loop", "_main_task", "_max_concurrent", "_open", "_stop_reason", "_taps",
+        "_terminate_s", "process",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +140,8 @@ class ActorRun(Generic[ProcessT]):
         self._failures = failures
         self._taps = taps
         self._open: dict[Call, asyncio.Task[Any] | None] = {}
+        self._interrupted: dict[Call, int] = {}
+        """Calls whose handlers were cancelled, and the count of their tasks before that."""
         """Calls being served, each with the task that serves it; None if it must not be interrupted."""
         self._concurrent: dict[asyncio.Task[None], Handler] = {}
         """The tasks of concurrent handlers."""
@@ -313,6 +320,7 @@ class ActorRun(Generic[ProcessT]):
             if self._ends_actor(error):
                 self._open.pop(call, None)
                 raise
+            self._drop_stale(task)
             if self._settle_call(call, task):  # The caller is told and decides.
                 self._fail(call, request, error)
             else:
@@ -468,6 +476,7 @@ class ActorRun(Generic[ProcessT]):
                     "now, and what it shields goes on beside the next handlers. For what must finish use "
                     "@handler(cancel=False)",
                 )
+            self._interrupted[call] = task.cancelling() - _is_being_cancelled(task)
             task.cancel()
 
     def _settle_call(self, call: Call, task: asyncio.Task[Any]) -> bool:
@@ -484,9 +493,17 @@ class ActorRun(Generic[ProcessT]):
             return True
         if call.open:
             return False  # The actor ends; the process answers its calls.
-        if task.cancelling() and (task.uncancel() or self.process._is_ending):
+        before = self._interrupted.pop(call, 0)
+        if task.cancelling() and (task.uncancel() > before or self.process._is_ending):
             raise asyncio.CancelledError
         return False
+
+    def _drop_stale(self, task: asyncio.Task[Any]) -> None:
+        """Take back what a handler that has raised leaves behind in the count of its task."""
+        if self._interrupted or self.process._is_ending or _is_being_cancelled(task):
+            return
+        while task.cancelling():
+            task.uncancel()
 
     # Concurrent handlers.
 
@@ -590,6 +607,12 @@ class ActorRun(Generic[ProcessT]):
 def describe(message: Any) -> str:
     """Return what a message is, in a few words for a log."""
     return f"{type_name(type(message))} {SHORT.repr(message)}"
+
+
+def _is_being_cancelled(task: asyncio.Task[Any]) -> bool:
+    """Whether a cancellation is to reach a task with its next step, as far as asyncio's attributes tell."""
+    waiter: Any = getattr(task, "_fut_waiter", None)
+    return bool(getattr(task, "_must_cancel", False) or (waiter is not None and waiter.cancelled()))
 
 
 def _awaits_a_shield(task: asyncio.Task[Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.telling import tell_of
+from fleetlm.seconds import check_timeout
 
 if TYPE_CHECKING:
     from fleetlm.messaging.fan_out import FanOut
@@ -81,6 +82,7 @@ class ActorSender:
         self, targets: list[Target], request: Invoke, timeout: float | None = None
     ) -> list[Any]:
         """See `Node.multicall`."""
+        check_timeout(timeout)
         within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
         return await self._multicall()(targets, request, within_s)
 
@@ -104,6 +106,7 @@ class ActorSender:
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
     ) -> Source:
         """Make the source of a stream, with the limits that `Node.stream` gives it."""
+        check_timeout(timeout)
         within_s = within_deadline(math.inf if timeout is None else timeout)
         if timeout is None and idle is None:  # A deadline that was inherited switches no limit off.
             idle = self._streams().idle_s

@@ -43,6 +43,7 @@ from fleetlm.asgi.handlers import log_failure, problem_response
 from fleetlm.asgi.leaving import Leaving
 from fleetlm.asgi.outcomes import INTERNAL, Outcome, outcome_of
 from fleetlm.errors import FleetError
+from fleetlm.seconds import check_seconds, check_timeout
 
 log: logging.Logger = logging.getLogger("fleetlm.asgi")
 
@@ -123,13 +124,9 @@ def sse(  # noqa: PLR0913  # all but the first are options with a name
     """
     if on_disconnect not in ("cancel", "finish"):
         raise ValueError(f'on_disconnect must be "cancel" or "finish", not {on_disconnect!r}')
-    for what, seconds in (
-        ("heartbeat_s", 1.0 if heartbeat_s is None else heartbeat_s),
-        ("first_item_s", first_item_s),
-        ("send_timeout_s", send_timeout_s),
-    ):
-        if not seconds > 0:  # nan is not positive
-            raise ValueError(f"{what} must be positive, not {seconds}")
+    check_timeout(heartbeat_s, "heartbeat_s", above=0)
+    check_seconds(first_item_s, "first_item_s", above=0)
+    check_seconds(send_timeout_s, "send_timeout_s", above=0)
     response = EventStream(items, headers=headers, background=background)
     response.on_disconnect = on_disconnect
     response.heartbeat_s = heartbeat_s

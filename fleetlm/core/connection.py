@@ -149,6 +149,7 @@ class Identity(Record):
         mailbox_limit: units that one peer may send to one process before the process takes some.
         features: what else its HELLO says, such as the rights that it denies (`wire.rights`).
         road: the number of its listener for local roads; 0: it has none.
+        max_frame_bytes: the largest frame that it takes; 0: it does not say so.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Identity(Record):
     """The port of a node whose name has none."""
     features: tuple[str, ...] = ()
     road: int = 0
+    max_frame_bytes: int = 0
 
     @property
     def alias_addresses(self) -> tuple[str, ...]:
@@ -187,6 +189,7 @@ class Identity(Record):
             is_check=is_check,
             features=self.features,
             road=self.road,
+            max_frame_bytes=self.max_frame_bytes,
         )
 
 

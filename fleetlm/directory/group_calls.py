@@ -25,6 +25,7 @@ from fleetlm.errors import FleetError, NotDelivered, OutcomeUnknown
 from fleetlm.messaging.repeated_source import RepeatedSource
 from fleetlm.messaging.retries import check_attempts
 from fleetlm.records import Record
+from fleetlm.seconds import check_timeout
 
 if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
@@ -123,6 +124,8 @@ class GroupCalls:
         self, request: GroupRequest, message: Any, timeout_s: float | None, idle_s: float | None
     ) -> Stream[Any]:
         """See `Groups.stream`."""
+        check_timeout(timeout_s)
+        check_timeout(idle_s, "idle")
         return self.sender.held(GroupSource(self, request, message, timeout_s, idle_s))
 
     def begin(self, request: GroupRequest, timeout_s: float | None) -> Search:

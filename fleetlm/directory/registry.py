@@ -47,6 +47,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import NameLost, Registered, Unregistered
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import plain_class
+from fleetlm.seconds import check_seconds, check_timeout
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -339,6 +340,7 @@ class Registry:
         check_process_name(name)
         if on_loss not in ("exit", "message"):
             raise ValueError(f"on_loss is {on_loss!r}; use 'exit' or 'message'")
+        check_seconds(timeout)
         packed = self._replicated.packed(meta)
         if pid.node == self._context.name:
             self._replicated.claim(name, pid, packed, on_loss)
@@ -370,6 +372,7 @@ class Registry:
             NodeStopped: this node has been stopped.
         """
         self._check_running()
+        check_seconds(timeout)
         claim = self._table.holder(name)
         if claim is None:
             return False
@@ -442,6 +445,7 @@ class Registry:
             NodeStopped: this node was stopped meanwhile.
         """
         check_process_name(name)
+        check_timeout(timeout)
         async with asyncio.timeout(timeout):
             while True:
                 self._check_running()

@@ -19,6 +19,7 @@ from fleetlm.discovery.dns_lookup import NameLookup
 from fleetlm.discovery.resolv_conf import ResolverConfig, ServerAddress, parse
 from fleetlm.discovery.system_files import (
     WatchedFile,
+    asks_dns,
     knows_more_than_dns,
     parse_hosts,
     parse_services,
@@ -82,6 +83,9 @@ class NameLookups:
             listed = None if is_dns_only else self._find_in_hosts(each.name)
             if listed is not None:
                 return listed
+            if not is_dns_only and not asks_dns(self._services.get()):
+                why = f"{self._services.path} asks no name server for hosts"
+                return await self._ask_system(each.name, Answer(Outcome.EMPTY, (), why))
             answer = await each.run(config)
             if answer.outcome is Outcome.FAILED and config.names_no_server and self._server is None:
                 detail = f"{answer.detail} ({self._resolv_conf.path} names no name server)"

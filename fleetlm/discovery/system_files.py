@@ -1,21 +1,29 @@
 """The hosts file and nsswitch.conf, read as the C library reads them, and files that are watched.
 
-Source: nss_files and nsswitch.conf(5) of glibc 2.36. A name in the hosts file is not looked up further
-where ``files`` stands before ``dns``: the file's addresses are the answer. All lines with the name count.
+Source: nss_files and nsswitch.conf(5) of glibc 2.36, to which tests/system/resolver_oracle.py holds this. A
+name in the hosts file is not looked up further where ``files`` stands before ``dns``: the file's addresses
+are the answer. All lines with the name count.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from fleetlm.names import canonical_ip
+from fleetlm.records import Row
 
 T = TypeVar("T")
 
 DEFAULT_SERVICES = ("files", "dns")
 """The order without an nsswitch.conf, or without its line for hosts. Source: glibc since 2.35, and musl."""
+_HOSTS_LINE = re.compile(r"\s*hosts(?=[\s:])[\s:]*")
+_SERVICE = re.compile(r"\s*(?P<name>[^\s\[]+)\s*")
+_ACTION = re.compile(r"(!?)([a-z]+)\s*=\s*([a-z]+)")
+_ACTIONS = re.compile(r"\s*(?:!?[a-z]+\s*=\s*[a-z]+\s*)+", re.IGNORECASE)
+_STATUSES = ("success", "notfound", "unavail", "tryagain")
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Longer files are read up to here. The largest hosts files in use block advertisements with 5 MB."""
 
@@ -90,24 +98,83 @@ def _find_lines(text: str, words: frozenset[str]) -> Iterator[str]:
 
 
 def parse_services(text: str) -> tuple[str, ...]:
-    """Return the services of the line ``hosts:`` of an nsswitch.conf, in order and without their actions."""
-    for line in text.splitlines():
-        database, colon, services = line.partition("#")[0].partition(":")
-        if colon and database.strip() == "hosts":
-            words = services.replace("[", " [").replace("]", "] ").split()
-            return tuple(_drop_actions(words)) or DEFAULT_SERVICES
-    return DEFAULT_SERVICES
+    """Return the services that the C library asks for a host, by the text of an nsswitch.conf, in order.
+
+    The last line for hosts counts. Left out is what never decides: services behind one that ends the search
+    for a name that it does not have (``[NOTFOUND=return]``), and one whose addresses give way to those of the
+    next (``[SUCCESS=continue]``). What services other than ``files`` and ``dns`` answer is not known here, so
+    none of them is taken to end a search.
+
+    Source: glibc nss_database.c and nss_action_parse.c; differs: with a line that cannot be read, or without
+    a service, the C library finds no host at all. Here it counts as no line. ``MERGE``, which the C library
+    knows for groups of users only, counts as ``CONTINUE``.
+    """
+    line = None
+    for each in text.splitlines():
+        found = _HOSTS_LINE.match(each)
+        line = line if found is None else each[found.end() :]
+    services = _parse_line(line or "")
+    kept: list[str] = []
+    for nth, service in enumerate(services, 1):
+        is_known = service.name in DEFAULT_SERVICES
+        if service.ends_found or not is_known or nth == len(services):
+            kept.append(service.name)
+        if is_known and service.ends_missing:
+            break
+    return tuple(kept) if services else DEFAULT_SERVICES
 
 
-def _drop_actions(words: list[str]) -> list[str]:
-    """Leave out what stands in brackets, such as ``[NOTFOUND=return]`` or ``[ !UNAVAIL = return ]``."""
-    kept, inside = [], False
-    for word in words:
-        inside = inside or word.startswith("[")
-        if not inside:
-            kept.append(word)
-        inside = inside and not word.endswith("]")
-    return kept
+class _Service(Row):
+    """A service of the line for hosts."""
+
+    name: str
+    ends_found: bool
+    """Whether nothing further is asked when it has the name."""
+    ends_missing: bool
+    """Whether nothing further is asked when it does not have the name."""
+
+
+def _parse_line(line: str) -> list[_Service]:
+    """Return the services that a line names; none if it cannot be read. There are no comments in it."""
+    services, at = [], 0
+    while found := _SERVICE.match(line, at):
+        at, text = found.end(), None
+        if line.startswith("[", at):
+            text, bracket, _ = line[at + 1 :].partition("]")
+            if not bracket:
+                return []
+            at += len(text) + 2
+        actions = _parse_actions(text)
+        if actions is None:
+            return []
+        services.append(
+            _Service(found["name"], actions["success"] == "return", actions["notfound"] == "return")
+        )
+    return services
+
+
+def _parse_actions(text: str | None) -> dict[str, str] | None:
+    """Return what follows each status, by the text between brackets, if there are any.
+
+    Returns:
+        None if it cannot be read.
+    """
+    actions = dict.fromkeys(_STATUSES, "continue") | {"success": "return"}
+    if text is None:
+        return actions
+    if not _ACTIONS.fullmatch(text):
+        return None
+    for negated, status, action in _ACTION.findall(text.lower()):
+        if status not in actions or action not in {"return", "continue", "merge"}:
+            return None
+        changed = [each for each in actions if (each != status) == bool(negated)]
+        actions |= dict.fromkeys(changed, action)
+    return actions
+
+
+def asks_dns(services: tuple[str, ...]) -> bool:
+    """Whether name servers are asked at all. ``resolve`` (systemd-resolved) asks them, too."""
+    return "dns" in services or "resolve" in services
 
 
 def reads_hosts_first(services: tuple[str, ...]) -> bool:

@@ -43,6 +43,7 @@ from fleetlm.errors import (
 )
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.repeated_source import RepeatedSource
+from fleetlm.seconds import check_timeout
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import Invoke
 
@@ -136,6 +137,7 @@ class EntityCalls:
                 if not is_astray(error, owner):
                     raise
                 refusal = error
+        check_timeout(timeout_s)
         within_s = within_deadline(self._settings.call_timeout_s if timeout_s is None else timeout_s)
         search = Search(self, request, began + within_s, owner, refusal)
         while True:
@@ -150,6 +152,8 @@ class EntityCalls:
 
     def stream(self, request: EntityRequest, timeout_s: float | None, idle_s: float | None) -> Stream[Any]:
         """See `EntityRef.stream`."""
+        check_timeout(timeout_s)
+        check_timeout(idle_s, "idle")
         return self.sender.held(EntitySource(self, request, timeout_s, idle_s))
 
     def check_running(self) -> None:

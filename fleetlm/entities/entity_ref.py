@@ -10,6 +10,7 @@ from fleetlm.core.shard_table import MAX_SHARDS, shard_of
 from fleetlm.entities.entity_calls import EntityRequest, check_key
 from fleetlm.entities.hosting import CAST
 from fleetlm.errors import Draining, NotOwner
+from fleetlm.seconds import check_seconds
 
 if TYPE_CHECKING:
     from fleetlm.core.shard_table import Owner
@@ -116,6 +117,7 @@ class EntityRefs(Generic[A_co]):
             ValueError: it stays where it is; the text says why.
             NotDelivered, OutcomeUnknown: the owner could not be asked, or did not answer.
         """
+        check_seconds(timeout)
         table = self._calls.shards.table
         count = table.shards(self.kind) or MAX_SHARDS
         if type(shard) is not int or not 0 <= shard < count:

@@ -21,7 +21,9 @@ from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, exit_reason, plain_class
+from fleetlm.processes.functions import check_concrete
+from fleetlm.processes.running import exit_reason, plain_class
+from fleetlm.seconds import check_seconds
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -149,9 +151,11 @@ class Entities:
             raise NodeStopped(self._shards.context.name, self._outbound.stopped)
         cls = check_entity(actor)
         check_process_name(kind)
-        seconds = (idle_s, handoff_s, settle_s, rebalance_s)
-        if not all(each >= 0 for each in seconds) or live < 1 or kept_bytes < 0:
-            raise ValueError("times are 0 or more seconds, and at least one entity must be able to live")
+        times = {"idle_s": idle_s, "handoff_s": handoff_s, "settle_s": settle_s, "rebalance_s": rebalance_s}
+        for argument, value in times.items():
+            check_seconds(value, argument, least=0)
+        if live < 1 or kept_bytes < 0:
+            raise ValueError("at least one entity must be able to live, and kept_bytes is not negative")
         known = self._shards.table.shards(kind)
         if not 1 <= shards <= MAX_SHARDS or (known and known != shards):
             cut = (
@@ -330,8 +334,7 @@ def _check_store(
     store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
 ) -> StoreOptions | None:
     """Return what is to be done with a store. Raises: TypeError, ValueError."""
-    if not 0 < store_s < math.inf:
-        raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
+    check_seconds(store_s, "store_s", above=0, finite=True)
     if store is None:
         if durable is not None:
             raise ValueError("durable says when the store gets a change, and there is no store")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,8 +23,9 @@ from fleetlm.leaders.schedule import slots_of, zone_of
 from fleetlm.leaders.slots import SlotTeller
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import check_process_name
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.functions import process_function
 from fleetlm.records import Row
+from fleetlm.seconds import check_pauses, check_seconds, check_timeout
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -164,10 +164,7 @@ class Singletons:
         restarts: tuple[int, float, tuple[float, float]],
     ) -> None:
         """See `Node.singleton`."""
-        function = plain_class(function)
-        if not callable(function):
-            raise TypeError(f"a singleton runs a coroutine function, not {SHORT.repr(function)}")
-        check_concrete(function)
+        function = process_function(function)
         if name.startswith(CRON):
             raise ValueError(f"names that begin with {CRON!r} are those of cron jobs: use Node.cron")
         self._start(Plan(name, function, args, settle_s, end_s, *restarts, _quorum(safety)))
@@ -232,14 +229,12 @@ class Singletons:
         if self._outbound.stopped:
             raise NodeStopped(self._shards.context.name, self._outbound.stopped)
         check_process_name(plan.kind)
-        if not (0 <= plan.settle_s < math.inf and 0 <= plan.end_s < math.inf):
-            raise ValueError("settle_s and end_s are 0 or more seconds")
-        if not 0 <= plan.backoff_s[0] <= plan.backoff_s[1] < math.inf:
-            raise ValueError(f"backoff_s is a shortest and a longest pause, not {plan.backoff_s!r}")
-        if type(plan.max_restarts) is not int or plan.max_restarts < 0 or not 0 < plan.period_s < math.inf:
-            raise ValueError(
-                "max_restarts is a whole number from 0, and period_s a number of seconds above 0"
-            )
+        check_seconds(plan.settle_s, "settle_s", least=0, finite=True)
+        check_seconds(plan.end_s, "end_s", least=0, finite=True)
+        check_seconds(plan.period_s, "period_s", above=0, finite=True)
+        check_pauses(plan.backoff_s, "backoff_s")
+        if type(plan.max_restarts) is not int or plan.max_restarts < 0:
+            raise ValueError(f"max_restarts is {SHORT.repr(plan.max_restarts)}, not a whole number from 0")
         family = Family(self._local)
         restarts = RunRestarts(plan.max_restarts, plan.period_s, plan.backoff_s)
 
@@ -260,6 +255,7 @@ class Singletons:
         return self._shards.context.loop.time()
 
     def _until(self, timeout: float | None) -> float:
+        check_timeout(timeout)
         default_s = self._shards.context.settings.call_timeout_s
         return self._time() + within_deadline(default_s if timeout is None else timeout)
 

@@ -56,8 +56,6 @@ MAX_WINDOWS_WITHOUT_CREDIT: Final = 4
 holds one of them; for a second one it must take the credit that stands behind our bytes."""
 ALONE_S: Final = 0.05
 """Seconds without a small message after which large ones are alone."""
-ALONE_CHUNKS: Final = 4
-"""A chunk of a message that is alone has so many times `Settings.chunk_bytes`; 1 MiB is as good as more."""
 MAX_HEADS_BYTES: Final = 4_096
 """The heads of the chunks in a window, which may come on top of it."""
 _MARK_BITS: Final = 63

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.messaging.turns import FREE, Turns
+from fleetlm.seconds import check_seconds
 
 _NEVER = 1 << 62
 _NOTHING: Any = ()
@@ -226,6 +227,7 @@ class Mailbox:
         return self.__anext__() if timeout is None else self._next_within(timeout)
 
     async def _next_within(self, timeout: float) -> Any:
+        check_seconds(timeout)
         try:
             async with asyncio.timeout(timeout):
                 return await self.__anext__()

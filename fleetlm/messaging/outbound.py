@@ -59,6 +59,7 @@ from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.wheel import Wheel
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
+from fleetlm.seconds import check_seconds, check_timeout
 from fleetlm.taps import outcome_of
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed
@@ -176,8 +177,8 @@ class Outbound:
                 turns.left -= 1
             elif turns.is_over():
                 await turns.next()
-        except _REFUSED:
-            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+        except Exception as error:
+            await self._explain(error, timeout_s)
             raise
 
     def send_nowait(self, to: Target, message: Any) -> None:
@@ -227,8 +228,8 @@ class Outbound:
                 await asyncio.sleep(0)
             else:
                 await self._turns.pause()
-        except _REFUSED:
-            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+        except Exception as error:
+            await self._explain(error, timeout_s)
             raise
 
     def pack_payload(self, message: Any) -> Payload:
@@ -287,8 +288,7 @@ class Outbound:
                 timeout_s = within_deadline(timeout_s)
             timeout_s = min(timeout_s, MAX_TIMEOUT_S)
             loop = self._loop
-            began = loop.time()
-            deadline = began + timeout_s
+            deadline = (began := loop.time()) + timeout_s
             session, key = self.route(to)
             if session is None:
                 return await self.call_here(to, key, message, timeout_s, deadline)
@@ -298,7 +298,7 @@ class Outbound:
                 held_now = held[key]
             except KeyError:
                 held_now = check_new_key(key)
-            timeout_ms = int(timeout_s * 1000) if timeout_s > 0.001 else 1
+            timeout_ms = 1 if timeout_s <= 0.001 else int(timeout_s * 1000)  # Raises for nan.
             if held_now >= session.held_limit or (session.is_slow and session.is_full):
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
                 timeout_ms = max(1, int((deadline - loop.time()) * 1000))
@@ -346,14 +346,20 @@ class Outbound:
                 await turns.next()
             return outcome
         except BaseException as error:
-            await self._fail(error)
+            self.count_failure(error)
+            await self._explain(error, timeout_s)
             raise
 
-    async def _fail(self, error: BaseException) -> None:
-        """Count a call that fails; give way if it was refused: a program may try again in a loop."""
-        self.count_failure(error)
+    async def _explain(self, error: BaseException, timeout_s: object) -> None:
+        """Give way if a request was refused: a program may try again in a loop.
+
+        Raises:
+            TypeError, ValueError: in place of such an error, if the time-out is its cause.
+        """
         if isinstance(error, _REFUSED):
             await self._turns.pause()
+        elif type(error) is TypeError or type(error) is ValueError:
+            check_timeout(timeout_s)
 
     def count_failure(self, error: BaseException) -> None:
         """Count the outcome of a call that did not end well."""
@@ -373,12 +379,13 @@ class Outbound:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
         try:
             self._check_running()
-            session = self._find_session(self.canonical(node))
-            ref = self.take_ref()
+            check_seconds(timeout_s)
+            timeout_s = min(timeout_s, MAX_TIMEOUT_S)
+            session, ref = self._find_session(self.canonical(node)), self.take_ref()
             packed = self._codec.pack(operations.request(verb, argument, ref), argument)
             return await self.request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
-        except _REFUSED:
-            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+        except Exception as error:
+            await self._explain(error, timeout_s)
             raise
 
     # What streams, remote spawning and the directory share.
@@ -451,6 +458,7 @@ class Outbound:
             WouldBlock: there is none by the deadline.
             NoConnection: the session ended first.
         """
+        check_seconds(timeout_s)
         task = asyncio.current_task(self._loop)
         process = self.waits.process_of(task)
         wait = self.waits.begin(process, WaitsFor.ROOM, to, window)
@@ -479,6 +487,7 @@ class Outbound:
             message = self.copied(to, message)  # Before anything is noted, since it may raise.
         self._next_ref = ref = self._next_ref + 1
         future: asyncio.Future[Any] = loop.create_future()
+        slot = self.wheel.enter(future, deadline, to, timeout_s)  # First, since it raises for nan.
         self.local_calls[ref] = future
         began = deadline - timeout_s
         if self.in_flight.is_watched and self.in_flight.covers(began):
@@ -489,7 +498,6 @@ class Outbound:
             wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
             wait.call = call
         box.put(call)
-        slot = self.wheel.enter(future, deadline, to, timeout_s)
         try:
             outcome = await future
         finally:

@@ -46,9 +46,13 @@ def pack_handle(
     args = parts[1]
     try:
         if len(args) <= _FEW and not request.kwargs and all(map(_is_small, args)):
-            packed = codec.pack(envelope, None)  # A few small scalars need no walk.
-            if len(packed) < light_bytes:
-                return packed
+            try:
+                packed = codec.pack(envelope, None)  # A few small scalars need no walk.
+            except NotSerializable:
+                pass  # The walk finds which of them it is.
+            else:
+                if len(packed) < light_bytes:
+                    return packed
         return codec.pack(envelope, parts)
     except NotSerializable as error:
         raise request.explain(error) from None

@@ -35,6 +35,7 @@ from fleetlm.errors import (
     OutcomeUnknown,
 )
 from fleetlm.messaging.deadline import within_deadline
+from fleetlm.seconds import check_timeout
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, text_of
 
@@ -87,6 +88,7 @@ class Retries:
             Expired: the call being served has no time left.
         """
         check_attempts(attempts)
+        check_timeout(timeout_s)
         left_s = within_deadline(math.inf if timeout_s is None else timeout_s)
         self.budget.called()
         return Course(self, what, attempts, left_s, idempotent)

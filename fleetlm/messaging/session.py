@@ -55,7 +55,6 @@ import msgpack
 from fleetlm.call import Call, TooLargeForPeer
 from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
-    ALONE_CHUNKS,
     MAX_WINDOWS_WITHOUT_CREDIT,
     TOLD_SHARE,
     ByteCredit,
@@ -63,6 +62,7 @@ from fleetlm.messaging.byte_windows import (
     Stall,
 )
 from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
+from fleetlm.messaging.frame_sizes import FrameSizes, frame_sizes
 from fleetlm.messaging.settling import Settlement
 from fleetlm.messaging.windows import (
     LIGHT_BYTES,
@@ -171,7 +171,8 @@ class Session:
         that names it."""
         self._own_limit_bytes, theirs = settings.max_message_bytes, hello.max_message_bytes
         self._limit_bytes = min(self._own_limit_bytes, theirs)
-        self.small_bytes: int = min(settings.large_bytes, settings.chunk_bytes, self._limit_bytes)
+        sizes: FrameSizes = frame_sizes(settings, hello.max_frame_bytes)
+        self.small_bytes: int = min(sizes.small_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large. One with blobs beside it is always longer."""
         self.lanes: Lanes = Lanes(self.small_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
@@ -180,13 +181,9 @@ class Session:
             window_bytes,
             settings.bulk_window_bytes,
             settings.max_unread_bytes,
-            settings.chunk_bytes,
+            sizes.chunk_bytes,
             asyncio.get_running_loop().time,
-            min(
-                ALONE_CHUNKS * settings.chunk_bytes,
-                settings.bulk_window_bytes // 2,
-                settings.max_frame_bytes // 2,
-            ),
+            sizes.alone_chunk_bytes,
         )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(
@@ -220,7 +217,7 @@ class Session:
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = self._last_count = 0  # Of these; and how many messages the last BATCH held.
-        self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
+        self._batch_limit, self._batch_limit_bytes = settings.batch_messages, sizes.batch_bytes
         self._batch_calls = settings.batch_calls
 
     @property

@@ -31,6 +31,7 @@ from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.request_context import end_stream
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
+from fleetlm.seconds import check_timeout
 from fleetlm.stream import Source, Stream
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed
@@ -84,6 +85,8 @@ class Streams:
             idle_s: seconds that it may pause; ``math.inf``: without limit; None: the default, which is no
                 limit for a stream with ``timeout_s``.
         """
+        check_timeout(timeout_s)
+        check_timeout(idle_s, "idle")
         if idle_s is None:
             idle_s = self.idle_s if timeout_s is None else math.inf
         deadline_s = math.inf if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)

@@ -39,6 +39,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable
+from inspect import CO_COROUTINE
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,15 +50,8 @@ from fleetlm.messages import Crash
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
-from fleetlm.processes.running import (
-    Attached,
-    ProcessFunction,
-    RunningProcess,
-    check_awaitable,
-    check_concrete,
-    exit_reason,
-    plain_class,
-)
+from fleetlm.processes.functions import check_awaitable, process_function
+from fleetlm.processes.running import Attached, ProcessFunction, RunningProcess, exit_reason
 from fleetlm.texts import loggable, text_of
 
 if TYPE_CHECKING:
@@ -145,9 +139,8 @@ class LocalProcesses:
         """
         loop = self._loop
         check_loop(loop, "spawn")
-        if not isinstance(function, FunctionType):
-            function = plain_class(function)
-            check_concrete(function)
+        if type(function) is not FunctionType or not function.__code__.co_flags & CO_COROUTINE:
+            function = process_function(function)
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
         process = self._make_process(pid, runs)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
+from fleetlm.seconds import check_seconds
 from fleetlm.texts import loggable
 
 if TYPE_CHECKING:
@@ -132,16 +133,14 @@ class Owned:
 
     def send_after(self, delay_s: float, message: Any) -> Timer:
         """See `Process.send_after`."""
-        if not 0 <= delay_s < math.inf:
-            raise ValueError(f"a timer needs a delay in seconds, 0 or more, not {delay_s!r}")
+        check_seconds(delay_s, "delay_s", least=0, finite=True)
         timer = self._add(Timer(self, message))
         timer._set(self.loop.time() + delay_s)
         return timer
 
     def send_every(self, interval_s: float, message: Any) -> Timer:
         """See `Process.send_every`."""
-        if not 0 < interval_s < math.inf:
-            raise ValueError(f"a repeated timer needs an interval of more than 0 seconds, not {interval_s!r}")
+        check_seconds(interval_s, "interval_s", above=0, finite=True)
         return self._add(RepeatedTimer(self, message, interval_s))
 
     def _add(self, timer: Timer) -> Timer:

@@ -57,9 +57,10 @@ from fleetlm.messaging.in_flight import unsent
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
-from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.processes.functions import process_function
 from fleetlm.processes.spawn_pace import SpawnPace
 from fleetlm.records import Record
+from fleetlm.seconds import check_seconds
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 from fleetlm.wire.rights import check_right
@@ -140,11 +141,9 @@ class Factories:
         Raises:
             AlreadyRegistered: another function has the name. The same one again changes only ``local``.
             InvalidName: not a name, or `Settings.max_factories` are registered; nothing changed.
-            TypeError: ``function`` cannot be called.
+            TypeError: ``function`` is none that a process can run; see `Node.spawn`.
         """
-        if not callable(function):
-            raise TypeError(f"a factory is a coroutine function, not {SHORT.repr(function)}")
-        check_concrete(plain_class(function))
+        process_function(function)
         owner = self._functions.get(check_process_name(name), function)
         if owner != function:
             raise AlreadyRegistered(name, getattr(owner, "__qualname__", repr(owner)))
@@ -265,6 +264,7 @@ class RemoteSpawn:
         monitored: bool = False,
     ) -> tuple[Pid, Ref | None]:
         """See `Node.spawn_at`, `Process.spawn_link_at` and `Process.spawn_monitor_at`."""
+        check_seconds(timeout_s)
         at = canonical_node(at, self._context.settings.base_port)
         is_in_flight = self._check(at, factory, name, owner)
         sender = self._context.pid if owner is None else owner.pid

@@ -29,7 +29,6 @@ Everything here happens on the node's event loop, so there are no locks.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Container
@@ -42,7 +41,7 @@ from fleetlm.messaging.turns import Turns
 from fleetlm.messaging.waits import Wait
 from fleetlm.processes.boundary import crash_of, exit_in, original
 from fleetlm.processes.info import ChildInfo, ProcessInfo
-from fleetlm.texts import SHORT, loggable, text_of
+from fleetlm.texts import loggable, text_of
 from fleetlm.wire.invocation import Invoke
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -104,27 +103,6 @@ def plain_class(function: Any) -> Any:
     """Return the class below a generic alias, ``Cache`` for ``Cache[int]``, and anything else as it is."""
     origin = getattr(function, "__origin__", None)
     return origin if isinstance(origin, type) else function
-
-
-def check_concrete(function: object) -> None:
-    """Raise TypeError for an abstract class, of which no process can make an object."""
-    missing = getattr(function, "__abstractmethods__", None) if isinstance(function, type) else None
-    if missing:
-        name = getattr(function, "__qualname__", "it")
-        raise TypeError(
-            f"{name} is abstract, since it only declares {', '.join(sorted(missing))}; spawn a subclass that "
-            "defines what is missing"
-        )
-
-
-def check_awaitable(made: Any, function: Any) -> None:
-    """Raise TypeError if what a process function has returned cannot be awaited."""
-    if not hasattr(made, "__await__") and not inspect.isawaitable(made):
-        name = getattr(function, "__qualname__", None) or SHORT.repr(function)
-        raise TypeError(
-            f"{name} returned {type(made).__name__}, which cannot be awaited: what a process runs is an "
-            "`async def` function without `yield`"
-        )
 
 
 class RunningProcess(ABC):

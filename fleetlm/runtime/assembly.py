@@ -218,6 +218,7 @@ class Assembly:
             max_message_bytes=settings.max_message_bytes,
             features=(CARRIERS, *TABLES, *features_of(settings.peers_may)),
             road=prepared.transport.road,
+            max_frame_bytes=settings.max_frame_bytes,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
         draw: Callable[[int], int] = random.SystemRandom().getrandbits

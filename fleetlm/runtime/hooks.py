@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fleetlm.records import Row
 from fleetlm.runtime.user_functions import Function, TookTooLong, UserFunctions
+from fleetlm.seconds import check_timeout
 from fleetlm.texts import name_of
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class LeavingHooks:
         """Raise ValueError for a phase that there is not, and for a time limit that is none."""
         if phase not in PHASES:
             raise ValueError(f"{phase!r} is no phase of leaving; use one of {', '.join(PHASES)}")
-        if limit_s is not None and not 0 < limit_s < float("inf"):
-            raise ValueError(f"timeout={limit_s!r}: a hook has a positive, finite number of seconds")
+        check_timeout(limit_s, above=0, finite=True)
 
     def add(self, phase: Phase, function: Function, limit_s: float | None) -> None:
         """See `Node.on_leaving`."""

@@ -28,6 +28,7 @@ from fleetlm.core.draining import SOURCES
 from fleetlm.messages import NodeDraining, NodeUndrained
 from fleetlm.messaging.deliveries import delivered
 from fleetlm.runtime.info import DrainReport
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
@@ -91,8 +92,8 @@ class Leaving:
         is_last: bool = False,
     ) -> DrainReport:
         """See `Node.drain`, and `Draining.drain` for the arguments."""
-        if not timeout_s >= 0 or source not in SOURCES:  # nan is not at least 0
-            raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
+        if source not in SOURCES:
+            raise ValueError(f"source is {SHORT.repr(source)}, not one of {', '.join(SOURCES)}")
         self._is_last = self._is_last or is_last
         asked_by = asked_by or asyncio.current_task()
         until = self._loop.time() + timeout_s

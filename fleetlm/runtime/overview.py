@@ -32,6 +32,7 @@ from fleetlm.core.overview_shape import (
 )
 from fleetlm.errors import FleetError, NodeStopped, RemoteError
 from fleetlm.runtime.own_overview import OwnOverview, Watched
+from fleetlm.seconds import check_seconds
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -164,8 +165,7 @@ class Overview:
 
     async def everywhere(self, timeout_s: float) -> dict[str, Any]:
         """See `Node.overview`."""
-        if not timeout_s > 0:
-            raise ValueError(f"an overview takes a positive number of seconds, not {timeout_s!r}")
+        check_seconds(timeout_s, above=0)
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         self._check_open()
         self._remember()

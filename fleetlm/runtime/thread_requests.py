@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.blocking import forks
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.seconds import check_timeout
 
 if TYPE_CHECKING:
     from fleetlm.messaging.targets import Target
@@ -97,6 +98,7 @@ class ThreadRequests:
             RuntimeError: this is the loop's own thread.
         """
         self._check(verb)
+        check_timeout(timeout_s)
         request = _Request(function)
         thread_task = self._thread_task()
         try:
@@ -126,6 +128,7 @@ class ThreadRequests:
     ) -> T:
         """As `run`, in a task of its own, which goes on while `close` ends those of all threads."""
         self._check(verb)
+        check_timeout(timeout_s)
         request = _Request(function)
         try:
             self._loop.call_soon_threadsafe(self._begin_apart, request)

@@ -29,6 +29,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import StoreError, StoreFailed
+from fleetlm.seconds import check_seconds
 from fleetlm.stores.interface import (
     DROPPED_S,
     Fence,
@@ -156,8 +157,9 @@ class PostgresStore(Opens):
             import psycopg  # noqa: PLC0415  # an extra
         except ImportError as error:
             raise ImportError(f"PostgresStore needs psycopg: install fleetlm[postgres] ({error})") from error
-        if connections < 1 or most_waiting < 1 or not connect_s > 0:
-            raise ValueError("at least one connection, one operation that waits and some time are needed")
+        check_seconds(connect_s, "connect_s", above=0)
+        if connections < 1 or most_waiting < 1:
+            raise ValueError("at least one connection and one operation that waits are needed")
         self._driver = psycopg
         self._conninfo = conninfo
         self._connect_s = connect_s

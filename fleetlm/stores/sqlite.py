@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 from typing import Literal
 
+from fleetlm.seconds import check_seconds
 from fleetlm.stores.interface import Fence, Stored, check_place, check_state
 from fleetlm.stores.opens import Opens
 from fleetlm.stores.sqlite_file import Operation
@@ -56,10 +57,9 @@ class SQLiteStore(Opens):
             raise ValueError(f"{path!r} names no file; a store in memory is fleetlm.MemoryStore")
         if synchronous not in {"full", "normal"}:
             raise ValueError(f"synchronous is 'full' or 'normal', not {synchronous!r}")
-        if not (busy_s >= 0 and most_waiting >= 1 and waiting_bytes >= 1):
-            raise ValueError(
-                "at least one operation and one byte must be able to wait, and times are not negative"
-            )
+        check_seconds(busy_s, "busy_s", least=0)
+        if most_waiting < 1 or waiting_bytes < 1:
+            raise ValueError("at least one operation and one byte must be able to wait")
         self._worker = SQLiteWorker(self.path, synchronous, busy_s, most_waiting, waiting_bytes)
         weakref.finalize(self, self._worker.close_now)
 

@@ -137,6 +137,8 @@ class Hello(Record):
     differently, so they refuse each other."""
     road: int = 0
     """The number of the dialler's listener for nodes of its own host (`transport.local_roads`); 0: none."""
+    max_frame_bytes: int = 0
+    """The largest frame that it takes; 0: it is of a version that does not say so."""
 
 
 class Ready(Record):
@@ -249,6 +251,7 @@ def read_hello(body: bytes) -> Hello:
 
 
 _HELLO_FIELDS: Final = 15
+"""The fields that every HELLO has. Nodes of older versions send no further ones, and ignore them."""
 
 
 def _hello_fields(hello: Hello) -> list[object]:
@@ -268,6 +271,7 @@ def _hello_fields(hello: Hello) -> list[object]:
         hello.mailbox_limit,
         hello.base_port,
         hello.road,
+        hello.max_frame_bytes,
     ]
 
 
@@ -290,6 +294,7 @@ def _hello_of(items: list[Any]) -> Hello:
         mailbox_limit=max(1, _number(items[12], 32)),
         base_port=base_port,
         road=_number(items[14], 64),
+        max_frame_bytes=_number(items[15], 48) if len(items) > _HELLO_FIELDS else 0,
     )
 
 

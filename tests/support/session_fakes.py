@@ -199,6 +199,7 @@ def identity(name: str, incarnation: int, settings: Settings, road: int = 0) -> 
         mailbox_limit=settings.mailbox_limit,
         max_message_bytes=settings.max_message_bytes,
         road=road,
+        max_frame_bytes=settings.max_frame_bytes,
     )
 
 

@@ -173,6 +173,19 @@ async def test_the_hosts_file_comes_before_dns_and_its_changes_are_seen(machine:
         assert await discovery.lookup() == WHOLE
 
 
+async def test_dns_is_not_asked_where_nsswitch_conf_does_not_name_it(machine: Machines) -> None:
+    async with machine() as m:
+        m.write("nsswitch.conf", "hosts: files\n")
+        detail = f"{m.folder / 'nsswitch.conf'} asks no name server for hosts"
+        assert await m.discovery().lookup() == Answer(Outcome.EMPTY, (), detail)
+        m.write("hosts", f"127.0.0.8 {NAME}\n")
+        assert (await m.discovery().lookup()).addresses == ("127.0.0.8",)
+        m.write("hosts", "")
+        m.write("nsswitch.conf", "hosts: files myhostname\n")
+        m.system_hosts[NAME] = ["127.0.0.6"]
+        assert (await m.discovery().lookup()).addresses == ("127.0.0.6",)
+
+
 async def test_the_c_library_is_asked_where_dns_failed_and_its_answer_is_partial(machine: Machines) -> None:
     async with machine() as m:
         for each in (m.first, m.second):

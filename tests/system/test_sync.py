@@ -978,3 +978,28 @@ def test_threads_tell_of_members_and_write_tables() -> None:
 
 class Keeper(Actor):
     """Nothing but a class for a reference."""
+
+
+def test_a_thread_that_gives_no_number_of_seconds_is_told_at_once() -> None:
+    with node_in_thread(lone()) as node:
+        pid = node.spawn(echo, name="echo")
+        for value, error in ((float("nan"), ValueError), ("5", TypeError), (True, TypeError)):
+            ways: list[Callable[[Any], object]] = [
+                lambda t: node.call("echo", 1, t),
+                lambda t: node.send("echo", 1, t),
+                lambda t: node.multicall(["echo"], 1, t),
+                lambda t: next(node.stream("echo", 1, t)),
+                lambda t: node.retry(lambda: node.call("echo", 1), timeout=t),
+                lambda t: node.ready(0, t),
+                lambda t: node.join(pid, t),
+                lambda t: node.whereis("echo", timeout=t),
+                lambda t: node.registry.wait_for("echo", t),
+                lambda t: node.events().get(t),
+                node.wait_stopped,
+                node.drain,
+                lambda t: node.stop(drain_s=t),
+            ]
+            for way in ways:
+                with pytest.raises(error, match=r"is .*, not a number of seconds"):
+                    way(value)
+        assert node.call("echo", 1, 5) == 1

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from fleetlm import Node
+from fleetlm import Node, Process
 from fleetlm.errors import NodeStopped, NoProcess, StartFailed
 from fleetlm.settings import Settings
 from fleetlm.transport import dealer as dealer_module, listening, zeromq
@@ -797,6 +797,32 @@ async def test_twenty_transports_form_a_full_mesh_quickly() -> None:
         for one in stations:
             await one.seen.until("opened", 19, patience_s=10)
         assert time.monotonic() - begun < allowed_s(3)
+
+
+@pytest.mark.parametrize("road", [True, False])
+async def test_a_node_that_takes_smaller_frames_than_others_send_by_themselves_keeps_its_peer(
+    road: bool,
+) -> None:
+    async def echo(process: Process) -> None:
+        async for call in process.mailbox:
+            call.reply(call.message)
+
+    base = Settings(dns_query="127.77.0.2,127.77.0.3", remote=False, local_road=road)
+    small = base.replace(node_ip="127.77.0.2", max_frame_bytes=100_000)
+    async with Node.start(small) as a, Node.start(base.replace(node_ip="127.77.0.3")) as b:
+        await a.ready(1, 10)
+        await b.ready(1, 10)
+        for node in (a, b):
+            node.spawn(echo, name="echo")
+        events = b.events()
+        for value in (bytes(4_000_000), "x" * 4_000_000):
+            assert await b.call(("echo", a.name), value, 10) == value
+            assert await a.call(("echo", b.name), value, 10) == value
+        many = [b.call(("echo", a.name), "y" * 20_000, 10) for _ in range(50)]
+        assert len(await asyncio.gather(*many)) == 50
+        assert b.list() == [a.name]
+        events.close()
+        assert [type(event).__name__ async for event in events] == ["NodeUp"]
 
 
 async def test_a_node_in_a_forked_child_refuses_to_work() -> None:

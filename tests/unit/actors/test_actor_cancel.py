@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Actor, ActorRef, CallTimeout, Expired, NotDelivered, ProcessDown, ProcessExit, handler
+from fleetlm import (
+    Actor,
+    ActorRef,
+    CallTimeout,
+    Expired,
+    NotDelivered,
+    ProcessDown,
+    ProcessExit,
+    RemoteError,
+    handler,
+)
 from fleetlm.messaging.deadline import SERVING, within_deadline
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
@@ -85,6 +95,27 @@ class Worker(Actor):
             one = group.create_task(asyncio.sleep(1))
             two = group.create_task(asyncio.sleep(2))
         return f"{one.done()} {two.done()}"
+
+    @handler
+    async def group_that_fails(self, *, is_caught: bool, then_s: float = 0.0) -> None:
+        """Let a task fail while the group waits for it, at its end."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._fail())
+        except* ZeroDivisionError:
+            if not is_caught:
+                raise
+        await asyncio.sleep(then_s)
+
+    async def _fail(self) -> None:
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    @handler
+    async def awaits_what_is_cancelled(self) -> None:
+        other = asyncio.ensure_future(asyncio.sleep(10))
+        other.cancel()
+        await other
 
     @handler
     async def cancelling(self) -> int:
@@ -180,6 +211,43 @@ async def test_time_outs_and_task_groups_of_later_handlers_work_as_ever(fleet: F
         assert await ref.call(Worker.limited, 1) == "own time-out"
         await times_out(ref.within(1).call(Worker.grouped))
         assert await ref.call(Worker.grouped) == "True True"
+
+
+@simulated
+async def test_a_task_group_that_has_failed_makes_no_later_time_out_end_the_actor(
+    fleet: Fleet,
+) -> None:
+    worker, ref = await started(fleet)
+    with pytest.raises(RemoteError, match="TaskGroup"):
+        await ref.call(Worker.group_that_fails, is_caught=False)
+    with pytest.raises(RemoteError, match="CancelledError"):
+        await ref.call(Worker.awaits_what_is_cancelled)
+    assert await ref.call(Worker.cancelling) == 0
+    await ref.call(Worker.group_that_fails, is_caught=True)
+    await times_out(ref.within(1).call(Worker.work, "a"))
+    await times_out(ref.within(1).call(Worker.group_that_fails, is_caught=True, then_s=10.0))
+    assert await ref.call(Worker.work, "b", 1.0) == "b"
+    assert worker.log == ["+a", "!a", "+b", "-b"]
+
+
+@simulated
+@pytest.mark.parametrize("other_first", [True, False])
+async def test_a_time_out_at_the_moment_at_which_other_code_cancels_the_task_ends_the_actor(
+    fleet: Fleet, other_first: bool
+) -> None:
+    worker, ref = await started(fleet)
+    await ref.call(Worker.group_that_fails, is_caught=True)
+    asking = asyncio.ensure_future(ref.call(Worker.work, "a"))
+    await asyncio.sleep(0.5)
+    (task,) = (each for each in asyncio.all_tasks() if "Worker" in each.get_name())
+    if not other_first:
+        asking.cancel()
+        await asyncio.sleep(0)
+    task.cancel()
+    asking.cancel()
+    await asyncio.sleep(0.1)
+    assert task.done()
+    assert worker.log == ["+a", "!a"]
 
 
 @simulated

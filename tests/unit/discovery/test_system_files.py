@@ -7,6 +7,7 @@ import pytest
 
 from fleetlm.discovery.system_files import (
     WatchedFile,
+    asks_dns,
     knows_more_than_dns,
     parse_hosts,
     parse_services,
@@ -44,12 +45,35 @@ def test_a_final_dot_is_part_of_the_name_in_the_hosts_file() -> None:
     ("text", "services"),
     [
         ("hosts: files dns\n", ("files", "dns")),
-        ("passwd: files\nhosts:\tfiles mdns4_minimal [NOTFOUND=return] dns # x\n",
+        ("passwd: files\nhosts:\tfiles mdns4_minimal [NOTFOUND=return] dns\n",
          ("files", "mdns4_minimal", "dns")),
         ("hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n",
          ("mymachines", "resolve", "files", "myhostname", "dns")),
-        ("hosts: dns[ !UNAVAIL = return ]files\n", ("dns", "files")),
+        ("hosts: dns[ !UNAVAIL = return ]files\n", ("dns",)),
         ("#hosts: dns\n", ("files", "dns")),
+        ("HOSTS: dns\n", ("files", "dns")),
+        ("hosts: Files dns\n", ("Files", "dns")),
+        ("hosts: files\n", ("files",)),
+        ("hosts: files # dns\n", ("files", "#", "dns")),
+        ("hosts files\n", ("files",)),
+        (" hosts : : dns\n", ("dns",)),
+        ("hosts: files dns\nhosts: dns\n", ("dns",)),
+        ("hosts: dns\nhosts: files dns\nhostsdb: dns\n", ("files", "dns")),
+        ("hosts: files [NOTFOUND=return] dns\n", ("files",)),
+        ("hosts: files[notfound=Return]dns\n", ("files",)),
+        ("hosts: files [UNAVAIL=return NOTFOUND=return] dns\n", ("files",)),
+        ("hosts: files [!NOTFOUND=return] dns\n", ("files", "dns")),
+        ("hosts: files [!UNAVAIL=merge] dns\n", ("dns",)),
+        ("hosts: files [SUCCESS=continue] dns\n", ("dns",)),
+        ("hosts: dns [SUCCESS=continue] files\n", ("files",)),
+        ("hosts: files [SUCCESS=continue]\n", ("files",)),
+        ("hosts: dns [!NOTFOUND=continue] nosuch\n", ("nosuch",)),
+        ("hosts: nosuch [UNAVAIL=return] files\n", ("nosuch", "files")),
+        ("hosts: dns [NOTFOUND=foo] files\n", ("files", "dns")),
+        ("hosts: dns [foo=return] files\n", ("files", "dns")),
+        ("hosts: dns [] files\n", ("files", "dns")),
+        ("hosts: dns [NOTFOUND=return\n", ("files", "dns")),
+        ("hosts: dns [NOTFOUND=return] [UNAVAIL=return] files\n", ("dns",)),
         ("hosts:\n", ("files", "dns")),
         ("", ("files", "dns")),
     ],
@@ -59,20 +83,22 @@ def test_services_of_nsswitch(text: str, services: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("services", "is_first", "knows_more"),
+    ("services", "is_first", "is_asked", "knows_more"),
     [
-        (("files", "dns"), True, False),
-        (("dns", "files"), False, True),
-        (("files", "mdns4_minimal", "dns"), True, True),
-        (("resolve", "files", "dns"), True, True),
-        (("resolve", "dns"), True, True),
-        (("dns",), False, True),
-        (("files",), True, False),
+        (("files", "dns"), True, True, False),
+        (("dns", "files"), False, True, True),
+        (("files", "mdns4_minimal", "dns"), True, True, True),
+        (("resolve", "files", "dns"), True, True, True),
+        (("resolve", "dns"), True, True, True),
+        (("dns",), False, True, True),
+        (("files",), True, False, False),
+        (("files", "myhostname"), True, False, True),
     ],
 )
-def test_who_is_asked_before_and_after_dns(
-    services: tuple[str, ...], is_first: bool, knows_more: bool
+def test_who_is_asked_before_and_after_dns_and_whether_dns_is(
+    services: tuple[str, ...], is_first: bool, is_asked: bool, knows_more: bool
 ) -> None:
+    assert asks_dns(services) is is_asked
     assert reads_hosts_first(services) is is_first
     assert knows_more_than_dns(services) is knows_more
 

@@ -47,7 +47,7 @@ class Sessions:
 
 
 def test_what_cannot_travel_is_named_as_an_argument() -> None:
-    for args in [(1, object()), (1, [object()])]:
+    for args in [(1, object()), (1, [object()]), (1, "a lone surrogate: \ud800")]:
         with pytest.raises(NotSerializable, match=r"argument 2 of Sessions\.put"):
             pack_handle(Codec(), LIGHT_BYTES, "worker", Invoke("put", args, {}, Sessions), 7, 1_000, 0)
         with pytest.raises(NotSerializable, match=r"argument 2 of Sessions\.put"):

@@ -128,25 +128,26 @@ def test_a_crash_is_logged_and_frees_the_name(caplog: pytest.LogCaptureFixture) 
     assert "ZeroDivisionError: by design" in caplog.text
 
 
-def test_a_function_that_cannot_be_awaited_crashes_with_what_to_write(
+def test_a_function_that_turns_out_to_return_no_awaitable_crashes_with_what_to_write(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
         async def each(process: Process) -> AsyncIterator[int]:
             yield 1
 
-        def job(process: Process) -> None:
-            """Do nothing."""
+        def job(process: Process) -> object:
+            return each(process)
 
         node = FakeNode()
-        for function in (each, job):
-            node.local.spawn(function, (), None)  # type: ignore[arg-type]
+        node.local.spawn(job, (), None)  # type: ignore[arg-type]
         await turns()
         assert node.local.info() == []
 
     run(scenario())
-    for returned in ("each returned async_generator", "job returned NoneType"):
-        assert f"{returned}, which cannot be awaited: what a process runs is an `async def`" in caplog.text
+    assert (
+        "job returned async_generator, which cannot be awaited; what a process runs is a coroutine"
+        in caplog.text
+    )
 
 
 @virtual
@@ -167,7 +168,7 @@ async def test_a_class_is_made_inside_the_process() -> None:
     (made, inside), (runs, number) = seen
     assert (made, inside, number) == ((1, 2), True, 1)
     assert runs.endswith("Work")
-    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type]
+    crashing = node.local.spawn(lambda *args: args, (), None)  # type: ignore[arg-type]
     logging.disable(logging.CRITICAL)
     await turns()
     assert node.local.process(crashing) is None

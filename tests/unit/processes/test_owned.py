@@ -159,7 +159,7 @@ async def test_timers_are_bounded_and_their_times_are_checked(fleet: Fleet) -> N
         with pytest.raises(ValueError, match="0 or more"):
             process.send_after(bad, "x")
     for bad in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="more than 0"):
+        with pytest.raises(ValueError, match="above 0"):
             process.send_every(bad, "x")
 
 

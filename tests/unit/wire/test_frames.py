@@ -147,6 +147,9 @@ def test_names_and_aliases_are_read_in_canonical_form() -> None:
         ("protocol_max", None),
         ("window_bytes", 2**48),
         ("max_message_bytes", [1]),
+        ("max_frame_bytes", -1),
+        ("max_frame_bytes", 2**48),
+        ("max_frame_bytes", None),
         ("is_check", -1),
         ("is_check", True),
         ("aliases", "10.0.0.1"),
@@ -165,7 +168,15 @@ def test_every_field_of_a_hello_is_checked(field: str, value: object) -> None:
 
 def test_a_hello_with_a_field_missing_is_refused() -> None:
     with pytest.raises(BadFrame, match="not the fields"):
-        frames.read_hello(packed(*FIELDS[:-1]))
+        frames.read_hello(packed(*FIELDS[:14]))
+
+
+def test_a_node_of_an_older_version_does_not_say_which_frames_it_takes() -> None:
+    hello = dataclasses.replace(HELLO, max_frame_bytes=1_000_000)
+    assert frames.read_hello(frames.pack_hello(hello)) == hello
+    assert frames.read_hello(packed(*FIELDS[:15])) == HELLO
+    assert HELLO.max_frame_bytes == 0
+    assert frames.read_ready(packed(1, FIELDS[:15])).hello == HELLO
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\xdc\xff\xff", packed() + b"x", b"\xc0", b"\x80"])
@@ -195,7 +206,7 @@ def test_a_ready_arrives_as_it_was_sent(epoch: int, hello: Hello) -> None:
 
 @pytest.mark.parametrize(
     "items",
-    [(), (1,), (1, None), (1, FIELDS[:-1]), (1.0, FIELDS), (-1, FIELDS), (True, FIELDS), (1, [None] * 14)],
+    [(), (1,), (1, None), (1, FIELDS[:14]), (1.0, FIELDS), (-1, FIELDS), (True, FIELDS), (1, [None] * 14)],
 )
 def test_a_malformed_ready_is_refused(items: tuple[object, ...]) -> None:
     with pytest.raises(BadFrame):
