@@ -226,18 +226,17 @@ async def test_a_write_that_fails_is_told_and_the_entity_goes_back(
 
 
 async def test_a_full_disk_that_can_be_read_is_one_trouble(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request loads what is stored, since the write before it failed."""
     store = MemoryStore()
     _, refs = await hosts(fleet, 1, store)
     assert await refs["a"].call(Lines.append, "x") == 1
-    save = store.save
 
     async def save_nothing(*_: Any, **__: Any) -> int:
         raise StoreFailed("disk", "it is full")
 
-    store.save = save_nothing  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "save", save_nothing)
     for _ in range(5):
         with pytest.raises(NotStored):
             await refs["a"].call(Lines.append, "y")
@@ -245,7 +244,7 @@ async def test_a_full_disk_that_can_be_read_is_one_trouble(
         assert await refs["a"].call(Lines.read) == ["x"]
     lines = [each.getMessage() for each in caplog.records if "store" in each.getMessage()]
     assert len(lines) == 1, lines
-    store.save = save  # type: ignore[method-assign]
+    monkeypatch.undo()
     assert await refs["a"].call(Lines.append, "z") == 2
     assert "works again" in caplog.records[-1].getMessage()
 
