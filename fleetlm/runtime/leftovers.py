@@ -84,7 +84,7 @@ def _forget(tasks: set[asyncio.Task[Any]]) -> None:
     for task in tasks:
         asyncio._unregister_task(task)  # noqa: SLF001  # documented: "Extending asyncio"
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-    named = sorted(f"{task.get_name()} in {getattr(task.get_coro(), '__qualname__', '?')}" for task in tasks)
+    named = sorted(f"{task.get_name()} in {_describe(task.get_coro())}" for task in tasks)
     more = "" if len(named) <= MAX_NAMED else f" and {len(named) - MAX_NAMED} more"
     log.warning(
         "%d task(s) ignored their cancellation, and the event loop ends without them: %s%s",
@@ -92,3 +92,8 @@ def _forget(tasks: set[asyncio.Task[Any]]) -> None:
         ", ".join(named[:MAX_NAMED]),
         more,
     )
+
+
+def _describe(coroutine: object) -> str:
+    """Return the name of what a task runs: the end of a generator has none."""
+    return getattr(coroutine, "__qualname__", type(coroutine).__name__)
