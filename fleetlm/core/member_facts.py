@@ -78,6 +78,12 @@ class Report(Record):
     """When they were reported, or this node heard of them, on the clock of its loop."""
 
 
+_Row = tuple[Any, ...]
+"""A report as it is kept: the time, then the name and the value of each gauge. Python's collector of cyclic
+garbage leaves out a plain tuple of texts and numbers, and there may be `Settings.max_memberships` reports of
+each node."""
+
+
 class _Told:
     """What one node tells of its own members, and of its load on those of all nodes."""
 
@@ -90,7 +96,7 @@ class _Told:
         self.metas: dict[Place, Any] = {}
         self.metas_bytes = 0
         """What all metas count, see `meta_bytes`."""
-        self.reports: dict[Place, Report] = {}
+        self.reports: dict[Place, _Row] = {}
         self.loads: dict[Pid, int] = {}
 
 
@@ -144,7 +150,8 @@ class MemberFacts:
     def report(self, group: str, pid: Pid) -> Report | None:
         """Return the last report of a member."""
         told = self._of(pid)
-        return None if told is None else told.reports.get((group, pid.number))
+        row = None if told is None else told.reports.get((group, pid.number))
+        return None if row is None else Report(_gauges_of(row), row[0])
 
     def gauges(
         self, group: str, pids: Iterable[Pid], name: str, now: float
@@ -154,12 +161,12 @@ class MemberFacts:
         told_by = self._told
         for pid in pids:
             told = told_by.get(pid.node)
-            report = None if told is None else told.reports.get((group, pid.number))
-            value = None if report is None else report.gauges.get(name)
-            if report is None or value is None or told is None or told.incarnation != pid.incarnation:
+            row = None if told is None else told.reports.get((group, pid.number))
+            value = None if row is None else _gauge(row, name)
+            if row is None or value is None or told is None or told.incarnation != pid.incarnation:
                 found.append(None)
             else:
-                found.append((value, now - report.at_s))
+                found.append((value, now - row[0]))
         return found
 
     def has_told(self, group: str) -> bool:
@@ -191,10 +198,11 @@ class MemberFacts:
                 metas.append([*place, own.packed[place]])
                 size += meta_bytes(place, own.packed[place])
             if place in own.reports:
-                report = own.reports[place]
-                age_ms = int(1_000 * max(0.0, self._clock() - report.at_s))
-                reports.append([*place, dict(report.gauges), age_ms])
-                size += report_bytes(place, own.reports[place].gauges)
+                row = own.reports[place]
+                gauges = _gauges_of(row)
+                age_ms = int(1_000 * max(0.0, self._clock() - row[0]))
+                reports.append([*place, gauges, age_ms])
+                size += report_bytes(place, gauges)
             if size > PIECE_BYTES:
                 yield ["members", metas, reports]
                 metas, reports, size = [], [], 0
@@ -240,9 +248,9 @@ class MemberFacts:
         check_gauges(gauges)
         place = (group, number)
         before = self._own.reports.get(place)
-        report = Report({name: float(value) for name, value in gauges.items()}, now)
-        self._enter(self._own, place, report)
-        if before is None or before.gauges != report.gauges or now >= self._told_at[place] + self._repeat_s:
+        row = _row_of(gauges, now)
+        self._enter(self._own, place, row)
+        if before is None or before[1:] != row[1:] or now >= self._told_at[place] + self._repeat_s:
             self._due[place] = None
             self._told_at[place] = now
         return place in self._due
@@ -254,8 +262,8 @@ class MemberFacts:
         piece: list[list[Any]] = []
         size = 0
         for place in places:
-            gauges = self._own.reports[place].gauges
-            piece.append([*place, dict(gauges)])
+            gauges = _gauges_of(self._own.reports[place])
+            piece.append([*place, gauges])
             size += report_bytes(place, gauges)
             if size > PIECE_BYTES:
                 yield ["gauges", piece]
@@ -363,14 +371,14 @@ class MemberFacts:
         for place, report in self._check_reports(told, reports, now).items():
             self._enter(told, place, report)
 
-    def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, Report]:
+    def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, _Row]:
         known = told.reports
         reported = dict([check_report(report, now, known) for report in reports])
         if not reported.keys() <= known.keys():
             _check_count(known, reported, self._max)
         return reported
 
-    def _enter(self, told: _Told, place: Place, report: Report) -> None:
+    def _enter(self, told: _Told, place: Place, report: _Row) -> None:
         if place not in told.reports:
             self._reporting[place[0]] = self._reporting.get(place[0], 0) + 1
         told.reports[place] = report
@@ -413,9 +421,29 @@ def meta_bytes(place: Place, packed: bytes) -> int:
     return MEMBER_BYTES + utf8_bytes(place[0]) + len(packed)
 
 
-def report_bytes(place: Place, gauges: Gauges) -> int:
-    """Return about how many bytes a report takes in a fact."""
-    return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in gauges)
+def report_bytes(place: Place, names: Iterable[str]) -> int:
+    """Return about how many bytes a report of gauges with these names takes in a fact."""
+    return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in names)
+
+
+def _row_of(gauges: Gauges, at_s: float) -> _Row:
+    row: list[Any] = [at_s]
+    for name in sorted(gauges):
+        row += (name, float(gauges[name]))
+    return tuple(row)
+
+
+def _gauges_of(row: _Row) -> dict[str, float]:
+    return dict(zip(row[1::2], row[2::2], strict=True))
+
+
+def _gauge(row: _Row, name: str) -> float | None:
+    """Return one gauge: most reports have one or two."""
+    for place in range(1, len(row), 2):
+        if row[place] == name:
+            value: float = row[place + 1]
+            return value
+    return None
 
 
 def _describe(told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
@@ -484,7 +512,7 @@ def check_place(group: Any, number: Any) -> Place:
     return group, number
 
 
-def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tuple[Place, Report]:
+def check_report(report: Any, now: float, known: Mapping[Place, _Row]) -> tuple[Place, _Row]:
     """Return a report that a peer told, with its age or without. Raises: ValueError, TypeError.
 
     Args:
@@ -499,7 +527,7 @@ def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tupl
     former = known.get(place)
     if former is None or type(number) is not int:
         check_place(group, number)
-    if former is None or type(gauges) is not dict or gauges.keys() != former.gauges.keys():
+    if former is None or type(gauges) is not dict or gauges.keys() != _gauges_of(former).keys():
         check_gauges(gauges)
     else:
         for name, value in gauges.items():
@@ -509,7 +537,7 @@ def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tupl
         if type(age_ms) is not int or not 0 <= age_ms < _NUMBER_END:
             raise ValueError(f"{SHORT.repr(age_ms)} is not the age of a report in milliseconds")
         now -= age_ms / 1_000
-    return place, Report({name: float(value) for name, value in gauges.items()}, now)
+    return place, _row_of(gauges, now)
 
 
 def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:

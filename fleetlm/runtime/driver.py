@@ -76,8 +76,8 @@ _MOVED = Kind.MOVED
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
 
-STEPS_PER_TURN = 256
-"""Steps for a lost node in one turn of the loop: some milliseconds."""
+STEPS_PER_TURN = 64
+"""Steps for a lost node in one turn of the loop: half a millisecond. A call takes three turns or so."""
 
 TICKED_EACH_TIME = 32
 """Up to so many peers get a tick in each tick interval, more of them in every second one: ticks are most of

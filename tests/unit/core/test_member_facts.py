@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -439,3 +440,15 @@ def test_numbers_of_libraries_are_gauges_if_they_are_finite() -> None:
     assert dict(report.gauges) == {"load": 0.25}
     with pytest.raises(ValueError, match="not a finite number"):
         ours.reported("g", 5, {"load": Fraction(10**400)}, 0.0)  # type: ignore[dict-item]
+
+
+def test_the_collector_leaves_reports_out() -> None:
+    """It would visit each of them in each of its passes, and there may be 100,000 of a node."""
+    ours = facts()
+    for number in range(1, 101):
+        fact = ["gauges", [[f"g{number}", number, {"load": 1, "queue": 2}]]]
+        ours.told(YOURS.node, YOURS.incarnation, fact, 1.0)
+    gc.collect()
+    reports = ours._told[YOURS.node].reports
+    assert len(reports) == 100
+    assert not any(gc.is_tracked(each) for each in (*reports, *reports.values()))
