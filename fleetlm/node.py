@@ -401,8 +401,7 @@ class Node(OffersLeaders):
 
             return own_info(self._parts, self._listening)
         name = canonical_node(name, self.settings.base_port)
-        rows = self._parts.kernel.topology.info(self._loop.time())
-        return next((row for row in rows if row.name == name), None)
+        return self._parts.kernel.topology.info_of(name, self._loop.time())
 
     async def overview(self, timeout: float = 1.0) -> dict[str, Any]:
         """Return what this node and each connected one know of themselves, for people and tools.

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.errors import StartFailed
 from fleetlm.node import Node
+from fleetlm.runtime.leftovers import run_to_end
 from fleetlm.settings import Settings
 from fleetlm.sync import STOP_SLACK_S, SyncNode
 
@@ -160,7 +161,7 @@ class _NodeThread:
         """Run the loop. What it raises is raised in the thread that waits in `begin` or `end`."""
         try:
             with asyncio.Runner(loop_factory=self._loop_factory) as runner:
-                runner.run(self._live())
+                run_to_end(runner, self._live())
         except BaseException as error:  # noqa: BLE001  # it is raised in the waiting thread
             for future in (self._started, self._ended):
                 if not future.done():

@@ -32,6 +32,7 @@ from fleetlm.cli.foreground import (
 from fleetlm.errors import SettingsError
 from fleetlm.logs import LogContext
 from fleetlm.node import Node
+from fleetlm.runtime.leftovers import run_to_end
 from fleetlm.settings import Settings
 from fleetlm.supervisor import Supervisor
 
@@ -113,7 +114,7 @@ def run(
     log_settings(settings)
     try:
         with asyncio.Runner(loop_factory=loop_factory or find_loop_factory()) as runner:
-            code, foreground = runner.run(_serve(settings, program, say, on_start, options))
+            code, foreground = run_to_end(runner, _serve(settings, program, say, on_start, options))
     finally:
         restore_sigterm()
         if lines is not None:

@@ -435,8 +435,8 @@ class Settings(Record):
     # Members of process groups that tell of themselves.
     max_metas_bytes: int = 32 * 1024 * 1024
     """Size limit of all metas of one node's members, with the names of their groups: what every other node
-    keeps for it. Room for 100,000 members with 300 bytes each. A peer with more is disconnected, so set the
-    same limit on all nodes."""
+    keeps for it. Room for 100,000 members with 300 bytes each. In memory they may take eight times as much.
+    A peer with more is disconnected, so set the same limit on all nodes."""
     gauge_s: float = 0.1
     """Seconds between two frames in which a node tells what its members have reported, and what it has
     outstanding at members: often enough for balancing, and at most ten small frames a second."""
@@ -454,7 +454,8 @@ class Settings(Record):
     """Size limit of the value of one row when packed, at most 64 KiB. A row tells of its node, and is not the
     place for its data."""
     max_rows_bytes: int = 8 * 1024 * 1024
-    """Size limit of all rows of one node, with their keys: what every other node keeps for it."""
+    """Size limit of all rows of one node, with their keys: what every other node keeps for it. In memory the
+    values may take eight times as much."""
 
     # Checks of readiness, and hooks of a node that leaves.
     check_s: float = 3.0

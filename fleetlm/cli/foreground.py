@@ -153,7 +153,7 @@ class Foreground:
         parts.essential.guards_roots = True
         parts.may_restart = may_restart
         stopped = asyncio.create_task(node.wait_stopped())
-        program = asyncio.create_task(self._run_program(node))
+        program = asyncio.create_task(self._run_program(node), name="the program")
         self._notify(node)
         limit_s = self._settings.drain_s + STOP_SLACK_S
         try:

@@ -27,6 +27,7 @@ from fleetlm.cli.foreground import (
 from fleetlm.errors import SettingsError
 from fleetlm.logs import LogContext
 from fleetlm.node import Node
+from fleetlm.runtime.leftovers import run_to_end
 from fleetlm.settings import Settings
 from fleetlm.texts import format_error
 
@@ -138,7 +139,7 @@ def _run(lines: logs.Log, settings: Settings, target: str | None) -> int:
         return code
 
     with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
-        return runner.run(serve())
+        return run_to_end(runner, serve())
 
 
 def _report_error(lines: logs.Log, text: str, code: int) -> int:

@@ -169,8 +169,4 @@ def _node(block: Block) -> str:
 
 def _times(block: Block, pid: Pid) -> int:
     """Return how many times a process is in the block of its node."""
-    low = bisect_left(block, pid.number, key=_number)
-    high = low
-    while high < len(block) and block[high].number == pid.number:
-        high += 1
-    return high - low
+    return bisect_right(block, pid.number, key=_number) - bisect_left(block, pid.number, key=_number)

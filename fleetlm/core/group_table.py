@@ -34,6 +34,7 @@ from ending and from the loss of the node.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
@@ -50,7 +51,10 @@ from fleetlm.records import Record
 from fleetlm.texts import SHORT
 
 MAX_PIECE_MEMBERSHIPS = 200
-"""Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
+"""Memberships in one fact, of this node and of peers: it stays below 256 KiB even if each is of a group with
+the longest name. A peer may choose numbers that collide in tables, so that each membership takes 0.2 ms."""
+MAX_ENDED_MEMBERSHIPS = 64
+"""Memberships of a process of a peer that has ended which one step takes away."""
 
 _NUMBER_BITS = 64
 _NUMBER_END = 1 << _NUMBER_BITS
@@ -291,7 +295,7 @@ class GroupTable:
     # Facts about other nodes.
 
     def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
-        """A connected node told a fact about its own processes.
+        """A connected node told a fact about its own processes; it is to be told again unless `is_told`.
 
         Raises:
             ValueError: the fact is malformed, contradicts what the node told before, or exceeds a limit;
@@ -319,8 +323,16 @@ class GroupTable:
                             raise ValueError(f"process {number} leaves a group that it has not joined")
                 return self._leave(said, members, "left")
             case ["exit", number] if type(number) is int and number in said:
-                return self._exit(said, number, "exited")
+                return self._exit(said, number, "exited", MAX_ENDED_MEMBERSHIPS)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
+
+    def is_told(self, node: str, fact: Any) -> bool:
+        """Whether a fact that was just taken has been taken entirely.
+
+        A process that has ended may have been in 100,000 groups, which take half a second. So `told` takes
+        away some, and the same fact must come again until nothing is left.
+        """
+        return fact[0] != "exit" or fact[1] not in self._said[node]
 
     def node_down(self, node: str) -> Iterator[Left]:
         """The connection is over: hide all that the node told, at once, and take it out step by step.
@@ -407,9 +419,16 @@ class GroupTable:
                 events.append(Left(group, pid, reason))
         return events
 
-    def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
-        """Take all memberships of one process away."""
-        gone = {group: [number] * times for group, times in said.of(number).items()}
+    def _exit(
+        self, said: _Memberships, number: int, reason: str, most: int = sys.maxsize
+    ) -> list[Effect]:  # fmt: skip
+        """Take all memberships of one process away, or so many of them."""
+        gone: Numbers = {}
+        for group, times in said.of(number).items():
+            gone[group] = [number] * min(times, most)
+            most -= times
+            if most <= 0:
+                break
         return self._leave(said, gone, reason)
 
 
@@ -427,16 +446,20 @@ def _check_members(members: dict[Any, Any]) -> Iterable[tuple[str, list[int]]]:
     """Check what a peer sent, and return its items.
 
     Raises:
-        ValueError: it is not a mapping of groups to numbers of processes, or it is empty.
+        ValueError: it is not a mapping of groups to numbers of processes, or it is empty, or has too many.
     """
     if not members:
         raise ValueError("a change of process groups that changes nothing")
+    count = 0
     for group, numbers in members.items():
         if type(group) is not str:
             raise ValueError(f"{SHORT.repr(group)} is not a name of a process group")
         check_process_name(group)
         if type(numbers) is not list or not numbers:
             raise ValueError(f"{SHORT.repr(numbers)} is not a list of members")
+        count += len(numbers)
+        if count > MAX_PIECE_MEMBERSHIPS:
+            raise ValueError(f"more than {MAX_PIECE_MEMBERSHIPS:,} memberships in one fact")
         for number in numbers:
             if type(number) is not int or not 0 < number < _NUMBER_END:
                 raise ValueError(f"{SHORT.repr(number)} is not the number of a process")

@@ -41,6 +41,7 @@ from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, utf8_bytes
+from fleetlm.wire.weights import MAX_TIMES_KEPT, Scale
 
 Place = tuple[str, int]
 """A group and the number of a process in it."""
@@ -57,6 +58,8 @@ MAX_LOADS = 2_048
 """Members at which one node tells its load: those that it picks from by load, some 40 KB."""
 PIECE_BYTES = 128 * 1024
 """Metas and reports in one fact; one more of any allowed size still fits into a fact."""
+MAX_TOLD_MEMBERS = 6_000
+"""Metas, and reports, that are taken of one fact of a peer: so many of the smallest fit into a fact."""
 MEMBER_BYTES = 24
 """What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
 GAUGE_BYTES = 11
@@ -78,10 +81,18 @@ class Report(Record):
     """When they were reported, or this node heard of them, on the clock of its loop."""
 
 
+_Row = tuple[Any, ...]
+"""A report as it is kept: the time, then the name and the value of each gauge. Python's collector of cyclic
+garbage leaves out a plain tuple of texts and numbers, and there may be `Settings.max_memberships` reports of
+each node."""
+
+
 class _Told:
     """What one node tells of its own members, and of its load on those of all nodes."""
 
-    __slots__ = ("incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports")
+    __slots__ = (
+        "extra_bytes", "incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports"
+    )  # fmt: skip
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -90,7 +101,9 @@ class _Told:
         self.metas: dict[Place, Any] = {}
         self.metas_bytes = 0
         """What all metas count, see `meta_bytes`."""
-        self.reports: dict[Place, Report] = {}
+        self.extra_bytes = 0
+        """What all metas weigh beside their bytes (`wire.weights`)."""
+        self.reports: dict[Place, _Row] = {}
         self.loads: dict[Pid, int] = {}
 
 
@@ -120,7 +133,9 @@ class MemberFacts:
         self._max = settings.max_memberships
         self._max_meta_bytes = settings.max_meta_bytes
         self._max_metas_bytes = settings.max_metas_bytes
+        self._max_extra_bytes = MAX_TIMES_KEPT * settings.max_metas_bytes
         self._read = read
+        self._scale = Scale()
         self._before_change = before_change
         self._own = _Told(node, incarnation)
         self._told: dict[str, _Told] = {node: self._own}
@@ -144,7 +159,8 @@ class MemberFacts:
     def report(self, group: str, pid: Pid) -> Report | None:
         """Return the last report of a member."""
         told = self._of(pid)
-        return None if told is None else told.reports.get((group, pid.number))
+        row = None if told is None else told.reports.get((group, pid.number))
+        return None if row is None else Report(_gauges_of(row), row[0])
 
     def gauges(
         self, group: str, pids: Iterable[Pid], name: str, now: float
@@ -154,12 +170,12 @@ class MemberFacts:
         told_by = self._told
         for pid in pids:
             told = told_by.get(pid.node)
-            report = None if told is None else told.reports.get((group, pid.number))
-            value = None if report is None else report.gauges.get(name)
-            if report is None or value is None or told is None or told.incarnation != pid.incarnation:
+            row = None if told is None else told.reports.get((group, pid.number))
+            value = None if row is None else _gauge(row, name)
+            if row is None or value is None or told is None or told.incarnation != pid.incarnation:
                 found.append(None)
             else:
-                found.append((value, now - report.at_s))
+                found.append((value, now - row[0]))
         return found
 
     def has_told(self, group: str) -> bool:
@@ -191,10 +207,11 @@ class MemberFacts:
                 metas.append([*place, own.packed[place]])
                 size += meta_bytes(place, own.packed[place])
             if place in own.reports:
-                report = own.reports[place]
-                age_ms = int(1_000 * max(0.0, self._clock() - report.at_s))
-                reports.append([*place, dict(report.gauges), age_ms])
-                size += report_bytes(place, own.reports[place].gauges)
+                row = own.reports[place]
+                gauges = _gauges_of(row)
+                age_ms = int(1_000 * max(0.0, self._clock() - row[0]))
+                reports.append([*place, gauges, age_ms])
+                size += report_bytes(place, gauges)
             if size > PIECE_BYTES:
                 yield ["members", metas, reports]
                 metas, reports, size = [], [], 0
@@ -213,7 +230,7 @@ class MemberFacts:
         place = (group, number)
         value = None if packed is None else self._read(packed)
         self._before_change(place)
-        _describe(self._own, place, packed, value)
+        self._describe(self._own, place, packed, value)
         return ["metas", [[group, number, packed]]]
 
     def check_room(self, group: str, number: int, packed: bytes | None) -> None:
@@ -229,6 +246,10 @@ class MemberFacts:
         size = own.metas_bytes + _growth(own, {place: packed})
         if size > self._max_metas_bytes:
             raise MessageTooLarge(size, self._max_metas_bytes, "Settings.max_metas_bytes, of all metas")
+        weight = own.extra_bytes + self._extra_growth(own, {place: packed})
+        if weight > self._max_extra_bytes:
+            what = f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes, of the memory of all metas"
+            raise MessageTooLarge(weight, self._max_extra_bytes, what)
 
     def reported(self, group: str, number: int, gauges: Gauges, now: float) -> bool:
         """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`.
@@ -240,9 +261,9 @@ class MemberFacts:
         check_gauges(gauges)
         place = (group, number)
         before = self._own.reports.get(place)
-        report = Report({name: float(value) for name, value in gauges.items()}, now)
-        self._enter(self._own, place, report)
-        if before is None or before.gauges != report.gauges or now >= self._told_at[place] + self._repeat_s:
+        row = _row_of(gauges, now)
+        self._enter(self._own, place, row)
+        if before is None or before[1:] != row[1:] or now >= self._told_at[place] + self._repeat_s:
             self._due[place] = None
             self._told_at[place] = now
         return place in self._due
@@ -254,8 +275,8 @@ class MemberFacts:
         piece: list[list[Any]] = []
         size = 0
         for place in places:
-            gauges = self._own.reports[place].gauges
-            piece.append([*place, dict(gauges)])
+            gauges = _gauges_of(self._own.reports[place])
+            piece.append([*place, gauges])
             size += report_bytes(place, gauges)
             if size > PIECE_BYTES:
                 yield ["gauges", piece]
@@ -287,7 +308,7 @@ class MemberFacts:
         told = self._of(pid)
         if told is not None:
             place = (group, pid.number)
-            _describe(told, place, None, None)
+            self._describe(told, place, None, None)
             self._withdraw(told, place)
             if told is self._own:
                 self._due.pop(place, None)
@@ -344,6 +365,7 @@ class MemberFacts:
 
     def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
         """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
+        _check_few(metas)
         described = dict(self._check_meta(meta) for meta in metas)
         reported = self._check_reports(told, reports, now)
         _check_count(
@@ -353,8 +375,13 @@ class MemberFacts:
             limit = self._max_metas_bytes
             raise ValueError(f"metas of more than {limit:,} bytes, which is Settings.max_metas_bytes here")
         values = [None if packed is None else self._read(packed) for packed in described.values()]
+        if told.extra_bytes + self._extra_growth(told, described) > self._max_extra_bytes:
+            raise ValueError(
+                f"metas that take more than {self._max_extra_bytes:,} bytes of memory, which is "
+                f"{MAX_TIMES_KEPT} times Settings.max_metas_bytes here"
+            )
         for (place, packed), value in zip(described.items(), values, strict=True):
-            _describe(told, place, packed, value)
+            self._describe(told, place, packed, value)
         for place, report in reported.items():
             self._enter(told, place, report)
 
@@ -363,14 +390,15 @@ class MemberFacts:
         for place, report in self._check_reports(told, reports, now).items():
             self._enter(told, place, report)
 
-    def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, Report]:
+    def _check_reports(self, told: _Told, reports: list[Any], now: float) -> dict[Place, _Row]:
+        _check_few(reports)
         known = told.reports
         reported = dict([check_report(report, now, known) for report in reports])
         if not reported.keys() <= known.keys():
             _check_count(known, reported, self._max)
         return reported
 
-    def _enter(self, told: _Told, place: Place, report: Report) -> None:
+    def _enter(self, told: _Told, place: Place, report: _Row) -> None:
         if place not in told.reports:
             self._reporting[place[0]] = self._reporting.get(place[0], 0) + 1
         told.reports[place] = report
@@ -399,6 +427,29 @@ class MemberFacts:
             by_node.setdefault(pid.node, [pid.incarnation, {}])[1][pid.number] = count
         return ["loads", by_node]
 
+    def _describe(self, told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
+        """Enter the meta of a member, or take it away."""
+        described = {place: packed}
+        told.metas_bytes += _growth(told, described)
+        told.extra_bytes += self._extra_growth(told, described)
+        if packed is None:
+            told.packed.pop(place, None)
+            told.metas.pop(place, None)
+        else:
+            told.packed[place] = packed
+            told.metas[place] = value
+
+    def _extra_growth(self, told: _Told, described: Mapping[Place, bytes | None]) -> int:
+        """Return by how much these metas would change what all metas of a node weigh beside their bytes."""
+        growth = 0
+        for place, packed in described.items():
+            former = told.packed.get(place)
+            if former is not None:
+                growth -= self._scale.extra_of(former)
+            if packed is not None:
+                growth += self._scale.extra_of(packed)
+        return growth
+
     def _check_meta(self, meta: Any) -> tuple[Place, bytes | None]:
         match meta:
             case [group, number, bytes() | None as packed]:
@@ -413,20 +464,29 @@ def meta_bytes(place: Place, packed: bytes) -> int:
     return MEMBER_BYTES + utf8_bytes(place[0]) + len(packed)
 
 
-def report_bytes(place: Place, gauges: Gauges) -> int:
-    """Return about how many bytes a report takes in a fact."""
-    return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in gauges)
+def report_bytes(place: Place, names: Iterable[str]) -> int:
+    """Return about how many bytes a report of gauges with these names takes in a fact."""
+    return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in names)
 
 
-def _describe(told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
-    """Enter the meta of a member, or take it away."""
-    told.metas_bytes += _growth(told, {place: packed})
-    if packed is None:
-        told.packed.pop(place, None)
-        told.metas.pop(place, None)
-    else:
-        told.packed[place] = packed
-        told.metas[place] = value
+def _row_of(gauges: Gauges, at_s: float) -> _Row:
+    row: list[Any] = [at_s]
+    for name in sorted(gauges):
+        row += (name, float(gauges[name]))
+    return tuple(row)
+
+
+def _gauges_of(row: _Row) -> dict[str, float]:
+    return dict(zip(row[1::2], row[2::2], strict=True))
+
+
+def _gauge(row: _Row, name: str) -> float | None:
+    """Return one gauge: most reports have one or two."""
+    for place in range(1, len(row), 2):
+        if row[place] == name:
+            value: float = row[place + 1]
+            return value
+    return None
 
 
 def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
@@ -444,6 +504,12 @@ def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
 def _check_count(known: Mapping[Place, Any], more: Iterable[Place], most: int) -> None:
     if len(known) + sum(place not in known for place in more) > most:
         raise ValueError(f"more than {most:,} members that tell of themselves, see max_memberships")
+
+
+def _check_few(told: list[Any]) -> None:
+    """Raise ValueError if one fact tells of so many members that the loop would stand still for it."""
+    if len(told) > MAX_TOLD_MEMBERS:
+        raise ValueError(f"one fact tells of more than {MAX_TOLD_MEMBERS:,} members")
 
 
 def check_gauges(gauges: Any) -> None:
@@ -484,7 +550,7 @@ def check_place(group: Any, number: Any) -> Place:
     return group, number
 
 
-def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tuple[Place, Report]:
+def check_report(report: Any, now: float, known: Mapping[Place, _Row]) -> tuple[Place, _Row]:
     """Return a report that a peer told, with its age or without. Raises: ValueError, TypeError.
 
     Args:
@@ -499,7 +565,7 @@ def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tupl
     former = known.get(place)
     if former is None or type(number) is not int:
         check_place(group, number)
-    if former is None or type(gauges) is not dict or gauges.keys() != former.gauges.keys():
+    if former is None or type(gauges) is not dict or gauges.keys() != _gauges_of(former).keys():
         check_gauges(gauges)
     else:
         for name, value in gauges.items():
@@ -509,7 +575,7 @@ def check_report(report: Any, now: float, known: Mapping[Place, Report]) -> tupl
         if type(age_ms) is not int or not 0 <= age_ms < _NUMBER_END:
             raise ValueError(f"{SHORT.repr(age_ms)} is not the age of a report in milliseconds")
         now -= age_ms / 1_000
-    return place, Report({name: float(value) for name, value in gauges.items()}, now)
+    return place, _row_of(gauges, now)
 
 
 def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:

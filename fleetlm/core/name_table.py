@@ -39,12 +39,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, KeysView
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fleetlm.errors import AlreadyRegistered, TooManyNames
 from fleetlm.ids import Pid
@@ -64,6 +64,10 @@ HEARD_SHARE = 8
 """One node may tell of claims of third nodes: an eighth of what it may claim itself; there are few."""
 MAX_PIECE_CLAIMS = 200
 """Claims in one fact of a snapshot: about a millisecond's work for the node that takes it."""
+MAX_TOLD_CLAIMS = 5 * MAX_PIECE_CLAIMS
+"""Claims that are taken of one fact of a peer. More would be taken without a pause."""
+MAX_LOOKED_AT = 500
+"""Names with several claims that one pulse looks at, in some 5 ms: two peers may claim the same 65,536."""
 _NUMBER_END = 1 << 64
 """Numbers of processes, and milliseconds since 1970, are below this."""
 _MAX_ROW_OVERHEAD_BYTES = 40
@@ -126,29 +130,26 @@ class Lose(Record):
 Effect = Tell | Say | Lose
 
 
-@dataclass(slots=True)
-class _Held:
-    """A claim in the table, as its node has told it."""
-
-    claim: Claim
-    packed: bytes
-    """The meta as it travels; the program may have changed the value since."""
-    on_loss: OnLoss = "exit"
-
-    @property
-    def size(self) -> int:
-        return len(self.claim.name.encode()) + len(self.packed) + _MAX_ROW_OVERHEAD_BYTES
-
-    @property
-    def row(self) -> list[Any]:
-        return [self.claim.name, self.claim.pid.number, self.packed, self.claim.since_ms]
+_Row = tuple[str, str, int, int, int, bytes]
+"""A claim in the table, as its node has told it: its name; node, incarnation and number of its process; since
+when; and its meta as it travels. There may be `Settings.max_cluster_names` of each node, so it is a plain
+tuple of texts and numbers, which Python's collector of cyclic garbage leaves out."""
+_NAME: Final = 0
+_NODE: Final = 1
+_INCARNATION: Final = 2
+_NUMBER: Final = 3
+_SINCE_MS: Final = 4
+_PACKED: Final = 5
+_NONE_PACKED = b"\xc0"
+MAX_SHOWN = 1_024
+"""Claims that are kept as they were shown last, so that they need not be made again."""
 
 
 @dataclass(slots=True)
 class _Claims:
     """The claims of one node."""
 
-    held: dict[str, _Held] = field(default_factory=dict)
+    held: dict[str, _Row] = field(default_factory=dict)
     """Name → the claim."""
     size: int = 0
     """Bytes of all claims on the wire, at most."""
@@ -191,19 +192,25 @@ class NameTable:
         self._own = _Claims()
         self._claims_of: dict[str, _Claims] = {node: self._own}
         """Node → its claims; this node's are among them."""
-        self._claims: dict[str, dict[str, _Held]] = {}
-        """Name → node → its claim."""
-        self._heard: dict[str, dict[str, _Held]] = {}
+        self._lone: dict[str, _Row] = {}
+        """Name → its claim, if there is one."""
+        self._several: dict[str, dict[str, _Row]] = {}
+        """Name → node → its claim, if there are several."""
+        self._on_loss: dict[str, OnLoss] = {}
+        """Names of this node whose loss is told in another way than by "exit"."""
+        self._heard: dict[str, dict[str, _Row]] = {}
         """Name → node that told → a claim of a third node, which outdoes one of this node."""
         self._heard_from: Counter[str] = Counter()
         """Node that told → how many of these claims."""
         self._contested: dict[str, None] = {}
-        """Names that had several claims when they were settled last."""
-        self._suspects: dict[tuple[Any, ...], None] = {}
-        """What was outdone at the last pulse: name, node, rank of its claim, rank of the winner."""
-        self._told: dict[str, dict[str, Claim]] = {}
+        """Names that had several claims when they were settled last, in the order of the looks at them."""
+        self._suspects: dict[str, set[tuple[Any, ...]]] = {}
+        """Name → what was outdone at the last look at it: node, rank of its claim, rank of the winner."""
+        self._told: dict[str, dict[str, _Row]] = {}
         """Name → node → the claim that it was told of, because it outdoes the claim of that node."""
-        self._holders: dict[str, Claim] = {}
+        self._holders: dict[str, _Row] = {}
+        self._shown: dict[str, Claim] = {}
+        """Holders as they were shown last."""
         self._names_of: dict[int, dict[str, None]] = {}
         """Number of a process of this node → its names."""
 
@@ -211,11 +218,19 @@ class NameTable:
 
     def holder(self, name: str) -> Claim | None:
         """Return the claim that holds a name, as this node sees it, or None."""
-        return self._holders.get(name)
+        shown = self._shown.get(name)
+        if shown is None:
+            row = self._holders.get(name)
+            if row is None:
+                return None
+            if len(self._shown) >= MAX_SHOWN:
+                self._shown.clear()
+            shown = self._shown[name] = self._claim(row)
+        return shown
 
     def holders(self) -> dict[str, Claim]:
         """Return the claims that hold, sorted by name."""
-        return dict(sorted(self._holders.items()))
+        return {name: self._claim(row) for name, row in sorted(self._holders.items())}
 
     @property
     def count(self) -> int:
@@ -224,7 +239,8 @@ class NameTable:
 
     def first(self, most: int, looked_at: int) -> list[tuple[str, Claim]]:
         """Return the holders of the first ``most`` names, of the ``looked_at`` oldest ones."""
-        return heapq.nsmallest(most, islice(self._holders.items(), looked_at), key=itemgetter(0))
+        rows = heapq.nsmallest(most, islice(self._holders.items(), looked_at), key=itemgetter(0))
+        return [(name, self._claim(row)) for name, row in rows]
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of claims of this node and of others; for `Node.info` and checks for leaks."""
@@ -243,14 +259,14 @@ class NameTable:
         rows: list[list[Any]] = []
         size = 0
         for name in names:
-            held = self._own.held.get(name)
-            if held is None:
+            row = self._own.held.get(name)
+            if row is None:
                 continue
-            if len(rows) == MAX_PIECE_CLAIMS or (rows and size + held.size > piece_bytes):
+            if len(rows) == MAX_PIECE_CLAIMS or (rows and size + _size_bytes(row) > piece_bytes):
                 yield ["has", rows]
                 rows, size = [], 0
-            rows.append(held.row)
-            size += held.size
+            rows.append(_told_row(row))
+            size += _size_bytes(row)
         if rows:
             yield ["has", rows]
 
@@ -271,25 +287,31 @@ class NameTable:
         """
         pid = Pid(self.node, self.incarnation, number)
         holder = self._holders.get(check_process_name(name))
-        if holder is not None and holder.pid != pid:
-            raise AlreadyRegistered(name, holder.pid)
+        if holder is not None and _pid(holder) != pid:
+            raise AlreadyRegistered(name, _pid(holder))
         former = self._own.held.get(name)
-        if former is not None and former.packed == packed:
-            former.on_loss = on_loss
-            return []
-        since_ms = since_ms if former is None else former.claim.since_ms
-        held = _Held(Claim(name, pid, self._read(packed), since_ms), packed, on_loss)
-        excess = self._describe_excess(self._own, [held])
-        if excess:
-            raise TooManyNames(name, self.node, excess)
-        self._add(self.node, held)
-        self._names_of.setdefault(number, {})[name] = None
-        return [Tell(["has", [held.row]]), *self._settle(name, "changed")]
+        if former is None or former[_PACKED] != packed:
+            since_ms = since_ms if former is None else former[_SINCE_MS]
+            self._read(packed)
+            row = (name, self.node, self.incarnation, number, since_ms, packed)
+            excess = self._describe_excess(self._own, [row])
+            if excess:
+                raise TooManyNames(name, self.node, excess)
+            self._add(self.node, row)
+            self._names_of.setdefault(number, {})[name] = None
+            effects = [Tell(["has", [_told_row(row)]]), *self._settle(name, "changed")]
+        else:
+            effects = []
+        if on_loss == "exit":
+            self._on_loss.pop(name, None)
+        else:
+            self._on_loss[name] = on_loss
+        return effects
 
     def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Effect]:
         """Give up a name if process ``pid`` of this node claims it (None: any process of this node)."""
-        held = self._own.held.get(name)
-        if held is None or pid not in (None, held.claim.pid):
+        row = self._own.held.get(name)
+        if row is None or pid not in (None, _pid(row)):
             return []
         self._remove(self.node, name)
         return [Tell(["gone", name, why]), *self._settle(name, why)]
@@ -303,34 +325,33 @@ class NameTable:
 
     def reviewed(self) -> list[Effect]:
         """The rule has changed: decide again for every name with several claims."""
-        contested = [name for name, claims in self._claims.items() if len(claims) > 1]
-        return [effect for name in contested for effect in self._settle(name, "lost")]
+        return [effect for name in list(self._several) for effect in self._settle(name, "lost")]
 
     def pulsed(self) -> list[Effect]:
         """About a second has passed: tell the nodes whose claims are outdone still and not withdrawn.
 
         A node that sees the winner itself withdraws its claim within a round trip, so in a full mesh nothing
-        is ever told.
+        is ever told. Of more than `MAX_LOOKED_AT` names with several claims each waits for its turn.
         """
         effects: list[Effect] = []
-        suspects: dict[tuple[Any, ...], None] = {}
-        for name in list(self._contested):
-            competing = self._claims.get(name, {})
+        for name in list(islice(self._contested, MAX_LOOKED_AT)):
+            del self._contested[name]
+            before = self._suspects.pop(name, ())
+            competing = self._several.get(name, {})
             best = self._pick_best(name)
-            winner = None if best is None else competing.get(best.pid.node)
-            if len(competing) < 2 or best is None or winner is None or winner.claim is not best:
-                del self._contested[name]
+            if best is None or competing.get(best[_NODE]) is not best:
                 continue
-            for node, held in competing.items():
-                suspect = (name, node, rank(held.claim), rank(best))
-                if node in (self.node, best.pid.node):
+            self._contested[name] = None
+            suspects = self._suspects[name] = set()
+            for node, row in competing.items():
+                suspect = (node, _rank(row), _rank(best))
+                if node in (self.node, best[_NODE]):
                     continue
-                suspects[suspect] = None
+                suspects.add(suspect)
                 told = self._told.setdefault(name, {})
-                if suspect in self._suspects and told.get(node) is not best:
+                if suspect in before and told.get(node) is not best:
                     told[node] = best
-                    effects.append(_tell_of(winner, node))
-        self._suspects = suspects
+                    effects.append(_tell_of(best, node))
         return effects
 
     # Facts about other nodes.
@@ -343,7 +364,7 @@ class NameTable:
                 nothing changed.
         """
         match fact:
-            case ["has", [*rows]] if node != self.node:
+            case ["has", [*rows]] if node != self.node and len(rows) <= MAX_TOLD_CLAIMS:
                 return self._take_claims(node, incarnation, rows)
             case ["gone", str(name), str(why)] if node != self.node and len(why) <= MAX_WHY_LENGTH:
                 if name in self._claims_of.get(node, _NONE).held:
@@ -375,8 +396,8 @@ class NameTable:
         """Enter the claim of a third node, of which a connected node tells. Raises: ValueError."""
         if type(incarnation) is not int or not 0 < incarnation < _NUMBER_END or len(owner) > MAX_NODE_LENGTH:
             raise ValueError(f"{SHORT.repr(owner)} is not a node")
-        held = self._read_claim(owner, incarnation, row)
-        name = held.claim.name
+        heard = self._read_claim(owner, incarnation, row)
+        name = heard[_NAME]
         if owner in (self.node, node) or self._connected(owner):
             return []  # It is for that node to say, and this one hears it.
         tellers = self._heard.get(name, {})
@@ -385,10 +406,8 @@ class NameTable:
                 raise ValueError("too many names that are claimed elsewhere")
             self._heard_from[node] += 1
         self._heard[name] = tellers
-        same = (
-            other for other in tellers.values() if other.row == held.row and other.claim.pid == held.claim.pid
-        )
-        tellers[node] = next(same, held)  # Several nodes may tell of one claim, and it is one.
+        same = (other for other in tellers.values() if other == heard)
+        tellers[node] = next(same, heard)  # Several nodes may tell of one claim, and it is one.
         return self._settle(name, "changed")
 
     def _forget_heard(self, node: str, name: str, why: str) -> list[Effect]:
@@ -409,14 +428,15 @@ class NameTable:
         if told is None:
             return []
         effects: list[Effect] = []
-        for node, claim in list(told.items()):
-            now = self._claims.get(name, {}).get(claim.pid.node)
-            if now is None or now.claim.pid != claim.pid:
+        now = {row[_NODE]: row for row in self._claims_to(name)}
+        for node, row in list(told.items()):
+            present = now.get(row[_NODE])
+            if present is None or _pid(present) != _pid(row):
                 del told[node]
                 effects.append(Tell(["cleared", name, why], node))
-            elif now.claim is not claim:  # It has another meta.
-                told[node] = now.claim
-                effects.append(_tell_of(now, node))
+            elif present is not row:  # It has another meta.
+                told[node] = present
+                effects.append(_tell_of(present, node))
         if not told:
             del self._told[name]
         return effects
@@ -424,22 +444,22 @@ class NameTable:
     def _take_claims(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         """Enter claims of another node; all of them are checked before the first is entered."""
         claims = self._claims_of.get(node, _NONE)
-        told: dict[str, _Held] = {}
+        told: dict[str, _Row] = {}
         for row in rows:
-            held = self._read_claim(node, incarnation, row)
-            claim = held.claim
-            former = claims.held.get(claim.name)
-            if claim.name in told or (former is not None and rank(former.claim) != rank(claim)):
-                raise ValueError(f"{SHORT.repr(claim.name)} is claimed twice")
-            told[claim.name] = held
+            claim = self._read_claim(node, incarnation, row)
+            name = claim[_NAME]
+            former = claims.held.get(name)
+            if name in told or (former is not None and _rank(former) != _rank(claim)):
+                raise ValueError(f"{SHORT.repr(name)} is claimed twice")
+            told[name] = claim
         excess = self._describe_excess(claims, list(told.values()))
         if excess:
             raise ValueError(f"too many names: {excess}")
-        for held in told.values():
-            self._add(node, held)
+        for claim in told.values():
+            self._add(node, claim)
         return [effect for name in told for effect in self._settle(name, "changed")]
 
-    def _read_claim(self, node: str, incarnation: int, row: Any) -> _Held:
+    def _read_claim(self, node: str, incarnation: int, row: Any) -> _Row:
         """Check one row of a fact. Raises: ValueError."""
         match row:
             case [str(name), int(number), bytes(packed), int(since_ms)]:
@@ -451,17 +471,18 @@ class NameTable:
                     and len(name) <= MAX_PROCESS_NAME_LENGTH
                     and len(packed) <= self._settings.max_meta_bytes
                 ):
-                    pid = Pid(node, incarnation, number)
-                    return _Held(Claim(check_process_name(name), pid, self._read(packed), since_ms), packed)
+                    if packed != _NONE_PACKED:
+                        self._read(packed)
+                    return check_process_name(name), node, incarnation, number, since_ms, packed
         raise ValueError(f"{SHORT.repr(row)} is not a claim")
 
-    def _describe_excess(self, claims: _Claims, more: list[_Held]) -> str:
+    def _describe_excess(self, claims: _Claims, more: list[_Row]) -> str:
         """Return which limit of a node these claims would exceed, or an empty text."""
         count, size = len(claims.held), claims.size
-        for held in more:
-            former = claims.held.get(held.claim.name)
+        for row in more:
+            former = claims.held.get(row[_NAME])
             count += former is None
-            size += held.size - (0 if former is None else former.size)
+            size += _size_bytes(row) - (0 if former is None else _size_bytes(former))
         if count > self._settings.max_cluster_names:
             return f"a node may have {self._settings.max_cluster_names:,} (Settings.max_cluster_names)"
         if size > self._settings.max_names_bytes:
@@ -469,34 +490,56 @@ class NameTable:
             return f"those of a node may take {limit:,} bytes with their metas (Settings.max_names_bytes)"
         return ""
 
-    def _add(self, node: str, held: _Held) -> None:
+    def _claim(self, row: _Row) -> Claim:
+        """Return a claim as it is shown."""
+        packed = row[_PACKED]
+        meta = None if packed == _NONE_PACKED else self._read(packed)
+        return Claim(row[_NAME], _pid(row), meta, row[_SINCE_MS])
+
+    def _claims_to(self, name: str) -> Collection[_Row]:
+        """Return all claims to a name."""
+        lone = self._lone.get(name)
+        return self._several.get(name, {}).values() if lone is None else (lone,)
+
+    def _add(self, node: str, row: _Row) -> None:
         """Enter a claim of a node, in the place of its former claim to that name."""
-        name = held.claim.name
+        name = row[_NAME]
         if node == self.node:
             self._before_change(name)
         claims = self._claims_of.setdefault(node, _Claims())
         former = claims.held.get(name)
-        claims.size += held.size - (0 if former is None else former.size)
-        claims.held[name] = held
-        self._claims.setdefault(name, {})[node] = held
+        claims.size += _size_bytes(row) - (0 if former is None else _size_bytes(former))
+        claims.held[name] = row
+        lone = self._lone.get(name)
+        if name in self._several:
+            self._several[name][node] = row
+        elif lone is None or lone[_NODE] == node:
+            self._lone[name] = row
+        else:
+            del self._lone[name]
+            self._several[name] = {lone[_NODE]: lone, node: row}
 
-    def _remove(self, node: str, name: str) -> _Held:
-        """Take a claim of a node away, which must exist, and return it."""
+    def _remove(self, node: str, name: str) -> None:
+        """Take a claim of a node away, which must exist."""
         if node == self.node:
             self._before_change(name)
         claims = self._claims_of[node]
-        held = claims.held.pop(name)
-        claims.size -= held.size
-        competing = self._claims[name]
-        del competing[node]
-        if not competing:
-            del self._claims[name]
+        row = claims.held.pop(name)
+        claims.size -= _size_bytes(row)
+        competing = self._several.get(name)
+        if competing is None:
+            del self._lone[name]
+        else:
+            del competing[node]
+            if len(competing) == 1:
+                del self._several[name]
+                (self._lone[name],) = competing.values()
         if node == self.node:
-            number = held.claim.pid.number
+            self._on_loss.pop(name, None)
+            number = row[_NUMBER]
             del self._names_of[number][name]
             if not self._names_of[number]:
                 del self._names_of[number]
-        return held
 
     def _settle(self, name: str, why: str) -> list[Effect]:
         """The claims to a name have changed: withdraw our own if it lost, and publish a new holder.
@@ -505,42 +548,66 @@ class NameTable:
         """
         effects: list[Effect] = self._clear(name, why)
         losing: list[Effect] = []
-        if len(self._claims.get(name, ())) > 1:
+        if name in self._several:
             self._contested[name] = None
         best = self._pick_best(name)
         own = self._own.held.get(name)
-        if best is not None and own is not None and best is not own.claim:
+        if best is not None and own is not None and best is not own:
+            on_loss = self._on_loss.get(name, "exit")
             self._remove(self.node, name)
             effects.append(Tell(["gone", name, "lost"]))
-            losing.append(Lose(own.claim, best.pid, own.on_loss))
+            losing.append(Lose(self._claim(own), _pid(best), on_loss))
             why = "lost"
             best = self._pick_best(name)
         shown = self._holders.get(name)
         if best is shown:
             return effects + losing
+        self._shown.pop(name, None)
         if shown is not None:
             del self._holders[name]
-            outdone = any(held.claim.pid == shown.pid for held in self._claims.get(name, {}).values())
-            if outdone and best is not None and best.pid != shown.pid:
+            outdone = any(_pid(row) == _pid(shown) for row in self._claims_to(name))
+            if outdone and best is not None and _pid(best) != _pid(shown):
                 why = "lost"
-            effects.append(Say(Unregistered(name, shown.pid, why)))
+            effects.append(Say(Unregistered(name, _pid(shown), why)))
         if best is not None:
             self._holders[name] = best
-            effects.append(Say(Registered(name, best.pid, best.meta)))
+            effects.append(Say(Registered(name, _pid(best), self._claim(best).meta)))
         return effects + losing
 
-    def _pick_best(self, name: str) -> Claim | None:
+    def _pick_best(self, name: str) -> _Row | None:
         """Return the claim that the rule picks, comparing in the order of `rank`: the same on all nodes."""
-        claims = [held.claim for held in self._claims.get(name, {}).values()]
+        rows = list(self._claims_to(name))
         heard = self._heard.get(name)
         if heard is not None:
-            far = {id(held): held.claim for held in heard.values()}
-            claims += [claim for claim in far.values() if not self._connected(claim.pid.node)]
-        if not claims:
-            return None
-        return claims[0] if len(claims) == 1 else reduce(self._decide, sorted(claims, key=rank))
+            far = {id(row): row for row in heard.values()}
+            rows += [row for row in far.values() if not self._connected(row[_NODE])]
+        if len(rows) < 2:
+            return rows[0] if rows else None
+        rows.sort(key=_rank)
+        claims = [self._claim(row) for row in rows]
+        best = rank(reduce(self._decide, claims))
+        return next((row for row in rows if _rank(row) == best), rows[0])
 
 
-def _tell_of(held: _Held, node: str) -> Tell:
+def _pid(row: _Row) -> Pid:
+    return Pid(row[_NODE], row[_INCARNATION], row[_NUMBER])
+
+
+def _rank(row: _Row) -> tuple[int, str, int, int]:
+    """As `rank`."""
+    return row[_SINCE_MS], row[_NODE], row[_INCARNATION], row[_NUMBER]
+
+
+def _size_bytes(row: _Row) -> int:
+    """Return the bytes of a claim on the wire, at most."""
+    return len(row[_NAME].encode()) + len(row[_PACKED]) + _MAX_ROW_OVERHEAD_BYTES
+
+
+def _told_row(row: _Row) -> list[Any]:
+    """Return a claim as it stands in facts."""
+    return [row[_NAME], row[_NUMBER], row[_PACKED], row[_SINCE_MS]]
+
+
+def _tell_of(row: _Row, node: str) -> Tell:
     """Return the fact for ``node`` that a claim of a third node outdoes its own."""
-    return Tell(["outdone", held.claim.pid.node, held.claim.pid.incarnation, held.row], node)
+    return Tell(["outdone", row[_NODE], row[_INCARNATION], _told_row(row)], node)

@@ -33,10 +33,13 @@ from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, utf8_bytes
+from fleetlm.wire.weights import MAX_TIMES_KEPT, Scale
 
 Place = tuple[str, str]
 """A table and a key in it."""
 
+MAX_TOLD_ROWS = 4_096
+"""Rows that are taken of one fact of a peer, some 15 ms of work: so many of the smallest fit into a fact."""
 ROW_BYTES = 32
 """What a row costs beside its texts and its value, in the limits and in a fact."""
 
@@ -53,7 +56,7 @@ Effect = Tell | RowPut | RowDropped
 class _Rows:
     """The rows of one node, as that node has told them."""
 
-    __slots__ = ("incarnation", "node", "packed", "size_bytes", "values")
+    __slots__ = ("extra_bytes", "incarnation", "node", "packed", "size_bytes", "values")
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -62,6 +65,8 @@ class _Rows:
         self.values: dict[Place, Any] = {}
         self.size_bytes = 0
         """What all rows count, see `size_of`."""
+        self.extra_bytes = 0
+        """What all values weigh beside their bytes (`wire.weights`)."""
 
 
 class RowTable:
@@ -88,6 +93,7 @@ class RowTable:
         self._max_row_bytes = settings.max_row_bytes
         self._max_bytes = settings.max_rows_bytes
         self._read = read
+        self._scale = Scale()
         self._before_change = before_change
         self._own = _Rows(node, incarnation)
         self._said = {node: self._own}
@@ -155,12 +161,14 @@ class RowTable:
         check_process_name(table)
         check_process_name(key)
         place = (table, key)
-        why = self._excess(self._own, {place: packed})
+        own, rows = self._own, {place: packed}
+        why = self._excess(own, rows) or self._overweight(own, extra_bytes := self._growth(own, rows))
         if why:
             raise TooManyRows(table, key, why)
         self._before_change(place)
         value = self._read(packed)
-        return [Tell(["put", table, [[key, packed]]]), *self._put(self._own, table, [(key, packed)], [value])]
+        own.extra_bytes += extra_bytes
+        return [Tell(["put", table, [[key, packed]]]), *self._put(own, table, [(key, packed)], [value])]
 
     def drop(self, table: str, key: str) -> list[Effect]:
         """Take back a row of this node; nothing happens if there is none."""
@@ -182,19 +190,27 @@ class RowTable:
         said = self._said.get(node) or _Rows(node, incarnation)
         check_speaker(said, self._own, incarnation, "the rows")
         match fact:
-            case ["put", str(table), list(rows)] if rows:
+            case ["put", str(table), list(rows)] if 0 < len(rows) <= MAX_TOLD_ROWS:
                 checked = self._check_rows(table, rows)
-                why = self._excess(said, {(table, key): packed for key, packed in checked})
+                put = {(table, key): packed for key, packed in checked}
+                why = self._excess(said, put)
                 if why:
                     raise ValueError(f"{why}; set it alike on all nodes")
                 # Read before anything is entered: a value that is no message ends here.
-                values = [self._read(packed) for _, packed in checked]
+                values = [self._read(packed) for packed in put.values()]
+                extra_bytes = self._growth(said, put)
+                why = self._overweight(said, extra_bytes)
+                if why:
+                    raise ValueError(f"{why}; set it alike on all nodes")
+                said.extra_bytes += extra_bytes
                 self._said[node] = said
                 return self._put(said, table, checked, values)
-            case ["drop", str(table), list(keys)] if keys and len(keys) == len(set(map(str, keys))):
+            case ["drop", str(table), list(keys)] if 0 < len(keys) <= MAX_TOLD_ROWS:
                 for key in keys:
                     if type(key) is not str or (table, key) not in said.packed:
                         raise ValueError(f"a row {SHORT.repr(key)} is dropped that is not there")
+                if len(set(keys)) < len(keys):
+                    raise ValueError("a fact drops one row twice")
                 return self._drop(said, table, keys, "dropped")
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about rows")
 
@@ -242,6 +258,22 @@ class RowTable:
             return f"more than {self._max_bytes:,} bytes in one node's rows, Settings.max_rows_bytes here"
         return ""
 
+    def _growth(self, said: _Rows, rows: dict[Place, bytes]) -> int:
+        """Return by how much these rows of a node would change what its values weigh beside their bytes."""
+        extra_of, known = self._scale.extra_of, said.packed
+        former = sum(extra_of(known[place]) for place in rows if place in known)
+        return sum(map(extra_of, rows.values())) - former
+
+    def _overweight(self, said: _Rows, more_bytes: int) -> str:
+        """Return whether the values of a node would weigh too much with so many more bytes."""
+        limit = MAX_TIMES_KEPT * self._max_bytes
+        if said.extra_bytes + more_bytes <= limit:
+            return ""
+        return (
+            f"rows of one node whose values take more than {limit:,} bytes of memory, which is "
+            f"{MAX_TIMES_KEPT} times Settings.max_rows_bytes here"
+        )
+
     def _put(self, said: _Rows, table: str, rows: list[tuple[str, bytes]], values: list[Any]) -> list[Effect]:
         """Enter rows of one node with their values, and return an event for each."""
         events: list[Effect] = []
@@ -262,7 +294,9 @@ class RowTable:
         """Take rows of one node away, which must exist, and return an event for each."""
         for key in keys:
             place = (table, key)
-            said.size_bytes -= size_of(place, said.packed.pop(place))
+            packed = said.packed.pop(place)
+            said.size_bytes -= size_of(place, packed)
+            said.extra_bytes -= self._scale.extra_of(packed)
             del said.values[place]
             self._forget(place, said.node)
         return [RowDropped(table, said.node, key, reason) for key in keys]

@@ -361,6 +361,9 @@ class ShardTable:
     def _told_hosts(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         if len(rows) > MAX_KINDS:
             raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
+        claims = (row[3] for row in rows if type(row) is list and len(row) > 3)
+        if sum(len(part) for part in claims if type(part) is list) > MAX_PIECE_CLAIMS:
+            raise ValueError(f"more than {MAX_PIECE_CLAIMS:,} claims to shards in one fact")
         found = [self._checked_host(node, incarnation, row, len(rows)) for row in rows]
         if len({kind for kind, _ in found}) < len(found):
             raise ValueError("a fact tells of one kind twice")

@@ -525,6 +525,11 @@ class Topology:
         """Return all rows as people see them, sorted by name."""
         return [self._describe(now, self.peers[name]) for name in sorted_nodes(list(self.peers))]
 
+    def info_of(self, name: str, now: float) -> PeerInfo | None:
+        """Return the row of one peer as people see it, or None: a program may ask for each peer in turn."""
+        peer = self.peers.get(name)
+        return None if peer is None else self._describe(now, peer)
+
     def _describe(self, now: float, peer: Peer) -> PeerInfo:
         c = peer.connection
         return PeerInfo(

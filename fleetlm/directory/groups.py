@@ -134,9 +134,10 @@ class ReplicatedGroups:
         """Drop the memberships of a node's processes now, and publish one with each step."""
         return self._each(self.table.node_down(node))
 
-    def told(self, node: str, incarnation: int, fact: Any) -> None:
-        """Take what a connected node says about its processes. Raises: ValueError for nonsense."""
+    def told(self, node: str, incarnation: int, fact: Any) -> bool:
+        """Take what a connected node says about its processes, or a part of it: see `replication.Table`."""
         self.perform(self.table.told(node, incarnation, fact))
+        return not self.table.is_told(node, fact)
 
     def exited(self, pid: Pid) -> None:
         """Drop the memberships of a process of this node that has ended."""

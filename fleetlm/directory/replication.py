@@ -76,8 +76,12 @@ class Table(Rows, Protocol):
     def node_down(self, node: str) -> Iterator[None]:
         """Drop the rows of a node that is not connected any more: now, or in the small steps that follow."""
 
-    def told(self, node: str, incarnation: int, fact: Any) -> None:
-        """Take a fact from a connected node about itself. Raises: ValueError, TypeError for nonsense."""
+    def told(self, node: str, incarnation: int, fact: Any) -> bool | None:
+        """Take a fact from a connected node about itself. Raises: ValueError, TypeError for nonsense.
+
+        Returns:
+            True if only a part of a long fact was taken, and it must be told again before any other fact.
+        """
 
     def exited(self, pid: Pid) -> None:
         """Drop the rows of a process of this node that has ended."""
@@ -172,12 +176,16 @@ class Replication:
         for steps in [table.node_down(node) for table in self._tables.values()]:
             yield from steps
 
-    def told(self, session: Session, topic: Any, fact: Any) -> None:
-        """Take a fact from a peer. Raises: ValueError, TypeError for nonsense; the session must end."""
+    def told(self, session: Session, topic: Any, fact: Any) -> bool | None:
+        """Take a fact from a peer, as `Table.told` does.
+
+        Raises:
+            ValueError, TypeError: nonsense; the session must end.
+        """
         table = self._tables.get(topic) if isinstance(topic, str) else None
         if table is None:
             raise ValueError(f"table {SHORT.repr(topic)} is not known to this version")
-        table.told(session.name, session.incarnation, fact)
+        return table.told(session.name, session.incarnation, fact)
 
     def exited(self, pid: Pid) -> None:
         """Drop the rows of a process of this node that has ended."""

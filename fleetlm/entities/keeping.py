@@ -13,9 +13,9 @@ changed. It has one operation under way at a time, each in a task of its own:
 The epoch of an operation is that of this node's claim to the shard. Where the claim is gone, it is the last
 one that this node had, never a later owner's.
 
-A store that fails is told of once in the log, and once more when it works again. It harms nothing but the
-entities that need it: every wait has the time limit, and at most `MOST_AT_ONCE` operations of a kind are
-under way.
+A store that fails is told of once in the log, and once more when it works again. A full disk can still be
+read, so a load does not end a trouble in which a write has failed last. It harms nothing but the entities
+that need it: every wait has the time limit, and at most `MOST_AT_ONCE` operations of a kind are under way.
 
 **What a whole cluster forgets.** Unless every change is stored at once, an owner that is lost may take
 changes with it, and where all nodes were lost, none remembers that. So an owner leaves a mark for each shard
@@ -133,6 +133,8 @@ class KindStore:
         self._fenced_at: dict[int, float] = {}
         """Shard → when the store refused this node first, since a later owner has come."""
         self._failed_at: float | None = None
+        self._write_failed = False
+        """Whether the last failure was that of a write."""
         self._trouble_since: float | None = None
         self._failures = 0
         self._lost_casts = 0
@@ -221,12 +223,14 @@ class KindStore:
         except StoreError:
             return  # The next owner believes that something may be missing.
 
-    def succeeded(self, fence: Fence) -> None:
+    def succeeded(self, fence: Fence, *, is_write: bool) -> None:
         """Note that the store took something."""
         self._proven[fence.shard] = fence.epoch
         if self._fenced_at:
             self._fenced_at.pop(fence.shard, None)
-        if self._trouble_since is not None:
+        if self._trouble_since is None or self.is_in_trouble:
+            return  # One that fails now and then writes a line a second at most.
+        if is_write or not self._write_failed:
             log.warning(
                 "the store %s of %s works again after %.1f s, in which %d operations have failed and what %d "
                 "casts had changed was lost", self.name, self.kind, self.loop.time() - self._trouble_since,
@@ -234,9 +238,10 @@ class KindStore:
             )  # fmt: skip
             self._trouble_since = self._failed_at = None
 
-    def failed(self, error: StoreFailed) -> None:
+    def failed(self, error: StoreFailed, *, is_write: bool) -> None:
         """Note that the store could not do something."""
         self._failed_at = self.loop.time()
+        self._write_failed = is_write
         if self._trouble_since is None:
             self._trouble_since, self._failures, self._lost_casts = self._failed_at, 0, 0
             log.error("entities of %s cannot be stored or loaded: %s", self.kind, error)
@@ -321,7 +326,7 @@ class Keeper:
         if digest == self._digest:
             return
         self._tried, self.is_sure = digest, False
-        await self._ask(self._write(packed, digest))
+        await self._ask(self._write(packed, digest), is_write=True)
 
     # Internals.
 
@@ -335,7 +340,7 @@ class Keeper:
         kind, fence = self._kind, self._fence()
         async with kind.slots:
             stored = await kind.store.load(*self._place, fence)
-        kind.succeeded(fence)
+        kind.succeeded(fence, is_write=False)
         return stored
 
     async def _write(self, packed: bytes | None, digest: bytes | None) -> None:
@@ -351,7 +356,7 @@ class Keeper:
             self.is_sure = True  # That nothing was written.
             raise
         self._version, self._digest, self.is_sure = version, digest, True
-        kind.succeeded(fence)
+        kind.succeeded(fence, is_write=True)
 
     async def _find_out(self) -> None:
         """Load, since it is not known whether the last write took effect. Raises: StoreError."""
@@ -372,7 +377,7 @@ class Keeper:
             if not task.done():
                 raise self._late()
 
-    async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _ask(self, work: Coroutine[Any, Any, T], *, is_write: bool = False) -> T:
         """Do something in a task of its own, within the time limit. Raises: StoreError."""
         kind, place = self._kind, self._place
         task = kind.loop.create_task(work, name=f"store of {kind.kind}")
@@ -391,13 +396,13 @@ class Keeper:
         try:
             return task.result() if task.done() and not task.cancelled() else self._give_up(task)
         except StoreFailed as error:
-            kind.failed(error)
+            kind.failed(error, is_write=is_write)
             raise
         except StoreError:
             raise
         except Exception as error:  # a program's own store may raise anything
             failure = StoreFailed(kind.name, f"{type(error).__name__}: {text_of(error)}")
-            kind.failed(failure)
+            kind.failed(failure, is_write=is_write)
             raise failure from error
 
     def _give_up(self, task: asyncio.Task[Any]) -> NoReturn:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 ON_LOOP_BYTES = 16 * 1024
 """A larger message is unpacked and weighed beside the loop, if it consists of many values: at worst, 16 KiB
 take 6 ms. A thread costs 0.1 ms, and delays what comes behind."""
-MOST_STEPS_ON_LOOP = 8_192
+MOST_STEPS_ON_LOOP = 2_048
 """As long as a batch may take on the loop (`Decoder.unpack_batch`): 4 ms or so. Nothing is counted of plain
 messages, and there is room for two tuples in each message of `Settings.batch_messages`."""
 BATCH_ON_LOOP_BYTES = 96 * 1024

@@ -36,7 +36,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
-from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
     MOST_STEPS_ON_LOOP,
     Unpacked,
@@ -47,6 +46,7 @@ from fleetlm.messaging.beside import (
 )
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.unreadable import UnreadableMessages
 from fleetlm.messaging.windows import (
     LEAST_WEIGHED_BYTES,
     LEAST_WEIGHED_VALUES,
@@ -57,7 +57,7 @@ from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
-from fleetlm.wire.codec import BadData, unreadable_in
+from fleetlm.wire.codec import BadData
 from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER, HEADER_BYTES, BadFrame, Kind, read_chunk
@@ -67,10 +67,9 @@ from fleetlm.wire.operations import (
     MAX_TIMEOUT_MS,
     NONSENSE,
     Op,
-    checked_count,
     checked_destination,
-    checked_units,
 )
+from fleetlm.wire.sliced_batch import array_head
 from fleetlm.wire.weights import VALUE_BYTES, Scale
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
+LONG_BATCHES = 16
+"""Batches that are read in slices after one that took long: who sends such a batch sends more."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 _SHORT_BYTES = MAX_BATCH_MESSAGES
@@ -130,8 +131,12 @@ class PeerService(Protocol):
     def signalled(self, session: Session, signal: Any) -> None:
         """Take a link, monitor or exit signal. Raises: ValueError or TypeError for a malformed one."""
 
-    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """Take a fact about the peer's processes. Raises: ValueError or TypeError for a malformed fact."""
+    def told_table(self, session: Session, topic: Any, fact: Any) -> bool | None:
+        """Take a fact about the peer's processes, or a part of it. Returns True if it is to be told again.
+
+        Raises:
+            ValueError, TypeError: it is malformed.
+        """
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request to the node itself, through ``call``."""
@@ -158,7 +163,6 @@ class Inbound:
         still_served: numbers of processes that get new work while this node drains, since they refuse by
             themselves what they do not take.
         undelivered: one-way messages for which there was no process.
-        unreadable: messages with a value that could not be rebuilt here.
     """
 
     def __init__(
@@ -185,12 +189,19 @@ class Inbound:
         self.until: float = math.inf
         self._is_late = False
         """Whether an operation has found that the turn is over."""
+        self._again: list[Any] = []
+        """The operation that was performed in part only when the turn was over, if there is one."""
         self.still_served: set[int | str] = set()
         self.undelivered: int = 0
-        self.unreadable: int = 0
+        self._unreadable = UnreadableMessages(self._taps)
         self._scale = Scale()
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
+
+    @property
+    def unreadable(self) -> int:
+        """Messages with a value that could not be rebuilt here."""
+        return self._unreadable.count
 
     def begin_turn(self) -> None:
         """Note that a turn begins, in which frames are taken."""
@@ -224,7 +235,10 @@ class Inbound:
         incoming.seq = seq + 1
         session.peer.last_heard = self._clock()
         if kind == _BATCH and tail is None:
-            messages = self._read_batch(session, frame)
+            try:
+                messages = self._read_batch(session, frame)
+            except TooManySteps:
+                return self.go_on(session, self._read_slices(session, frame))
         elif kind == Kind.CHUNK:
             messages = self._read_chunk(session, memoryview(frame)[HEADER_BYTES:], tail)
         else:
@@ -235,7 +249,7 @@ class Inbound:
         unread = iter(messages)  # As `go_on`, for one slice.
         self._is_late = False
         self._deliver(session, unread)
-        left = list(unread) if self._is_late else None
+        left = self._left(unread) if self._is_late else None
         return iter((left,)) if left else None
 
     def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
@@ -250,7 +264,7 @@ class Inbound:
         except BadData as error:
             raise BadFrame(f"a large message or batch that cannot be read: {error}") from None
         if failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         session.messages_received += len(messages)
         return self._begin(session, messages)
 
@@ -261,37 +275,76 @@ class Inbound:
             self._is_late = False
             self._deliver(session, unread)
             if self._is_late or monotonic() >= self.until:
-                left = list(unread)
+                left = self._left(unread)
                 return chain((left,), rest) if left else _unless_empty(rest)
         return None
 
+    def _left(self, unread: Iterator[Any]) -> list[Any]:
+        """Return the messages of a slice that are left for another turn."""
+        again, self._again = self._again, []
+        return [*again, *unread]
+
     def _read_batch(self, session: Session, frame: bytes) -> list[Any]:
-        """Decode the messages of a BATCH. Returns those that can be read here and now."""
+        """Decode the messages of a BATCH. Returns those that can be read.
+
+        Raises:
+            TooManySteps: it takes long, so that `_read_slices` should do it.
+            BadFrame: the peer broke the protocol.
+        """
         codec, credit, size_bytes = self._codec, session.byte_credit, len(frame)
+        is_short = size_bytes <= _SHORT_BYTES
+        if session.long_batches and not is_short:
+            session.long_batches -= 1
+            raise TooManySteps
         failures = codec.failures
         body: bytes | memoryview
         try:
-            if size_bytes <= _SHORT_BYTES:
+            if is_short:
                 body = frame[HEADER_BYTES:]
                 messages = codec.unpack_batch(body, MOST_STEPS_ON_LOOP)
             else:
                 body = memoryview(frame)[HEADER_BYTES:]
                 messages = unpack_long_batch(codec, body)
         except TooManySteps:
-            credit.took(size_bytes)
-            limit = session.arrivals.limit
-            self.unpack_beside(session, partial(unpack_batch, codec, memoryview(body), limit))
-            return []
+            session.long_batches = LONG_BATCHES
+            raise
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if codec.values >= LEAST_WEIGHED_VALUES or size_bytes >= UNIT_BYTES:
-            self._check_units(session, messages, body)
+            self._check_units(session, messages, body, codec.values)
         if codec.failures != failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         credit.taken_bytes += size_bytes  # `ByteCredit.took` inline.
         if credit.taken_bytes >= credit.look_at_bytes:
             credit.look()
         return messages
+
+    def _read_slices(self, session: Session, frame: bytes) -> Rest:
+        """Yield the messages of a BATCH that takes long, a few at a time; those that can be read.
+
+        What cannot be read in slices is unpacked beside the loop, and delivered by `take_unpacked`.
+
+        Raises:
+            BadFrame: the peer broke the protocol. What was yielded before has been delivered.
+        """
+        session.byte_credit.took(len(frame))
+        batch, failures = self._codec.sliced_batch(memoryview(frame)[HEADER_BYTES:]), 0
+        try:
+            for messages, packed in batch.slices():
+                if batch.count > MAX_BATCH_MESSAGES:
+                    raise BadFrame(f"a batch of {batch.count:,} messages")
+                body = array_head(len(messages)) + packed
+                self._check_units(session, messages, body, batch.values)
+                if batch.failures != failures:
+                    failures = batch.failures
+                    messages = self._unreadable.drop(session, messages)  # noqa: PLW2901  what is left of them
+                session.messages_received += len(messages)
+                yield messages
+        except TooManySteps:
+            rest = partial(unpack_batch, self._codec, memoryview(batch.rest), session.arrivals.limit)
+            self.unpack_beside(session, rest)
+        except BadData as error:
+            raise BadFrame(f"a batch that cannot be read: {error}") from None
 
     def _read_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> list[Any]:
         """Take a CHUNK. Returns the message if it is whole now, and can be read here and now."""
@@ -303,9 +356,11 @@ class Inbound:
             return []
         return self._read_large(session, whole)
 
-    def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
+    def _check_units(
+        self, session: Session, messages: list[Any], body: bytes | memoryview, values: int
+    ) -> None:
         """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
-        weight = len(body) + VALUE_BYTES * self._codec.values  # Roughly.
+        weight = len(body) + VALUE_BYTES * values  # Roughly.
         if session.byte_window.draw(CHECK_BITS) < weight:
             weights = self._scale.weights(body, LEAST_WEIGHED_BYTES)
             try:
@@ -344,7 +399,7 @@ class Inbound:
         except ValueError as error:
             raise BadFrame(str(error)) from None
         if self._codec.failures != failures:
-            messages = self._drop_unreadable(session, messages)
+            messages = self._unreadable.drop(session, messages)
         return messages
 
     def _deliver(  # noqa: C901, PLR0912, PLR0915  # each helper would cost every message a call
@@ -505,7 +560,11 @@ class Inbound:
         elif operation == Op.SIGNAL:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
-            self._service.told_table(session, *operations.read_table(message))
+            topic, fact = operations.read_table(message)
+            while self._service.told_table(session, topic, fact):
+                if monotonic() >= self.until:
+                    self._again = [message]
+                    break
         elif operation in (Op.DRAIN, Op.HEARD, Op.SETTLED):
             self._perform_leaving(session, message)
         elif operation == Op.PEERS:
@@ -606,57 +665,6 @@ class Inbound:
         call = Call(payload, session, ref, deadline, self._clock, window, idle_s, began)
         session.requests[ref] = call
         return call
-
-    def _drop_unreadable(self, session: Session, messages: list[Any]) -> list[Any]:
-        """Return the messages that could be read entirely; settle each of the others."""
-        try:
-            return [message for message in messages if self._is_readable(session, message)]
-        except NONSENSE as error:
-            raise BadFrame(f"a malformed message: {text_of(error)}") from error
-
-    def _is_readable(self, session: Session, message: Any) -> bool:
-        """Whether a message could be read entirely. If not, answer its sender and count it as taken."""
-        found = unreadable_in(message)
-        if found is None:
-            return True
-        self.unreadable += 1
-        if self._taps.message_dropped is not None:
-            self._taps.message_dropped("unreadable", 1, "", session.name)
-        if self.unreadable in (1, 10, 100) or self.unreadable % 1000 == 0:
-            log.warning(
-                "a message from %s could not be read (%s); %d unreadable messages so far",
-                session.name,
-                found.why,
-                self.unreadable,
-            )
-        # Patterns instead of the readers of `operations`: the part that is unreadable may be any field.
-        match message:
-            case [Op.CALL | Op.HANDLE, to, _, ref, _, _, *rest]:
-                self._count_unread(session, to, rest[0] if rest else 1)
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, _, _, weight]:
-                self._count_unread(session, to, weight)
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.REQUEST, verb, _, ref]:
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [text_of(verb), found.why])
-            case [Op.HEAVY | Op.CAST, to, _, weight]:
-                self._count_unread(session, to, weight)
-            case [to, _]:
-                self._count_unread(session, to, 1)
-            case [Op.ITEM | Op.REPLY as operation, int(ref), _, *_]:
-                future = session.calls.pop(ref, None)
-                if future is not None and operation == Op.ITEM:
-                    session.control(operations.cancel(ref))  # Its producer would wait for ever.
-                if future is not None and not future.done():
-                    why = f"the reply of {session.name} could not be read: {found.why}"
-                    future.set_exception(RemoteError("Undecodable", why))
-        return False
-
-    def _count_unread(self, session: Session, to: Any, weight: Any) -> None:
-        """Count a message that no mailbox gets as received and taken: its sender counted it as sent."""
-        session.arrivals.received(
-            checked_destination(to), 1, None, checked_units(weight, session.arrivals.limit)
-        )
 
 
 def _ignore(_call: Call) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any, Protocol
 
 from fleetlm.call import Call
@@ -385,6 +385,42 @@ class Mailbox:
             origin.start = upto
             done += upto == origin.end
         del origins[:done]
+
+    def trim(self, windows: Collection[Window], most_units: int) -> int:
+        """Drop the newest of the messages that count against some windows, beyond so many units of them.
+
+        Returns:
+            How many were dropped. The windows are told that they were taken.
+        """
+        self.settle()
+        origins, first = self._origins or [], self.taken
+        ours = [origin for origin in origins if origin.window in windows]
+        if sum((origin.end - origin.start) * origin.weight for origin in ours) <= most_units:
+            return 0
+        queue, kept, at, dropped = list(self.queue), list[Any](), 0, 0
+        left: list[_Origin] = []
+        for origin in origins:
+            start, count = origin.start - first, origin.end - origin.start
+            stay = count
+            if origin.window in windows:
+                stay = min(count, most_units // origin.weight)
+                most_units -= stay * origin.weight
+                origin.window.took(origin.key, (count - stay) * origin.weight)
+            kept += queue[at : start + stay]
+            at = start + count
+            origin.start -= dropped
+            origin.end = origin.start + stay
+            dropped += count - stay
+            if stay:
+                left.append(origin)
+        self.queue.clear()
+        self.queue.extend([*kept, *queue[at:]])
+        self._origins = left
+        return dropped
+
+    def count_keys(self, window: Window) -> int:
+        """Return under how many keys messages wait that count against a window."""
+        return len({origin.key for origin in self._origins or () if origin.window is window})
 
     def key_of(self, window: Window) -> Key | None:
         """Return the key of the first message here that counts against this window; None: there is none."""

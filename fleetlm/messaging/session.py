@@ -125,9 +125,9 @@ class Session:
         "_flush_soon", "_last_count", "_limit_bytes", "_lost", "_own_limit_bytes", "_stall", "_transport",
         "arrivals", "byte_credit", "byte_window", "calls", "carries", "closed", "denied", "has_ticked",
         "held", "held_limit", "incarnation", "incoming", "is_behind", "is_slow", "lanes", "light_bytes",
-        "messages_received", "messages_sent", "name", "open_calls", "outgoing", "peer", "plain_bytes",
-        "reassembly", "refuses", "requests", "settlement", "small_bytes", "unknown_topics", "up_at",
-        "urgent_ref", "windows",
+        "long_batches", "messages_received", "messages_sent", "name", "open_calls", "outgoing", "peer",
+        "plain_bytes", "reassembly", "refuses", "requests", "settlement", "small_bytes", "unknown_topics",
+        "up_at", "urgent_ref", "windows",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
@@ -154,6 +154,8 @@ class Session:
         """Whether this node has sent a tick."""
         self.is_slow: bool = False
         """Whether sends leave the fast path: the window is full, lanes are in use, or the session is over."""
+        self.long_batches: int = 0
+        """So many of the peer's next batches probably take long to read: see `messaging.inbound`."""
         self.is_behind: bool = False
         """See `Caller`: whether `Lanes.is_behind`, since each call that a process takes asks for it."""
         self.calls: dict[int, Waiting] = {}

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 UNIT_BYTES = 16 * 1024
 """Weight of a message that counts as much as one small message."""
+EXIT_BYTES = 256
+"""Weight of a reason that counts as much as one more exit signal."""
 LIGHT_BYTES = 256
 """A shorter request of a few small scalars counts 1 without being weighed."""
 LEAST_WEIGHED_BYTES = UNIT_BYTES // (CONTAINER_BYTES + VALUE_BYTES)
@@ -71,6 +73,9 @@ UNITS_FIELD_BYTES = 16
 MAX_WEIGHED_VALUES = 64
 """Values of a container that `rough_size` looks at: an item of more is not judged by its blobs."""
 _PLAIN = frozenset((type(None), bool, int, float))
+MAX_NAMES_OF_ONE = 4
+"""Keys of one process under which messages of one connection may wait, each with its window. A process has a
+number and one name, which may change; a peer that may register could change it without end."""
 MAX_UNTOLD_PROCESSES = 4_096
 """Processes of which some units were taken and not told yet; bounds the tables of both sides."""
 MAX_SWEPT_MAILBOXES = 16_384
@@ -310,6 +315,8 @@ class UntakenExits:
 
     They wait for no window, and a peer can send them without end: with links that it makes anew, or without.
 
+    One counts 1, and 1 more for each `EXIT_BYTES` that its reason weighs.
+
     Args:
         limit: of those that one process has not taken.
     """
@@ -321,15 +328,19 @@ class UntakenExits:
         self._limit = limit
         self._held: dict[Key, int] = {}
 
-    def received(self, number: int, box: Mailbox) -> None:
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._held)
+
+    def received(self, number: int, box: Mailbox, weight_bytes: int = 0) -> None:
         """Count one that was appended to a mailbox. Raises: ValueError: the peer sends too many."""
-        held = self._held.get(number, 0)
+        held, count = self._held.get(number, 0), 1 + weight_bytes // EXIT_BYTES
         if held >= self._limit:
             raise ValueError(
                 f"more than {self._limit:,} exit signals to one process, which has not taken them"
             )
-        self._held[number] = held + 1
-        box.arrived(self, number, 1, 1)
+        self._held[number] = held + count
+        box.arrived(self, number, 1, count)
 
     def took(self, key: Key, count: int) -> None:
         """Count what has left a mailbox."""
@@ -381,6 +392,8 @@ class ReceiveWindows:
             ValueError: the peer ignores its window.
         """
         before = self.held.get(key, 0)
+        if not before and box is not None and type(key) is str:
+            self._check_names(box)
         if before + count > self.limit:
             raise ValueError(f"more than {self.limit:,} messages that were not taken, without credit")
         self.held[key] = before + count * weight
@@ -389,6 +402,21 @@ class ReceiveWindows:
             return
         self._boxes[box] = None
         box.arrived(self, key, count, weight)
+
+    def _check_names(self, box: Mailbox) -> None:
+        """Raise ValueError if messages wait in a mailbox under too many names."""
+        if box.count_keys(self) > MAX_NAMES_OF_ONE:
+            raise ValueError(f"messages for one process under more than {MAX_NAMES_OF_ONE} names")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been taken."""
+        held, untold = self.held, self._untold
+        return len(held) == len(untold) and held == untold
+
+    def boxes(self) -> list[Mailbox]:
+        """Return the mailboxes that hold messages of this connection, and some that did."""
+        return list(self._boxes)
 
     def took(self, key: Key, count: int) -> None:
         """Count units that have left a mailbox, and tell the peer after every `step` of them."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fleetlm.errors import FleetError
 from fleetlm.messaging.mailbox import Mailbox
@@ -51,6 +51,8 @@ FAVOUR_S = 2.0
 """Seconds for which a process in a circle sends before others. Nobody else gets room there meanwhile."""
 MAX_STEPS = 16
 """Processes of a circle that is found; longer ones end with the deadline of a call."""
+MAX_STEP_CHARS = 512
+"""Characters of one process as people read it: a name of 255 and its node are shorter."""
 MAX_COMPLAINTS = 1_000
 """Pairs of waiter and target that are logged, each once."""
 _ASK_S = 2.0
@@ -92,9 +94,7 @@ class Circles:
     def asked(self, session: Session, argument: Any, call: Call) -> None:
         """Answer a node that follows a wait to a process here: with the circle, or with an empty list."""
         match argument:
-            case [int() | str() as key, int(ref), list(path)] if 0 < len(path) <= MAX_STEPS and all(
-                isinstance(step, str) for step in path
-            ):
+            case [int() | str() as key, int(ref), path] if path and _is_path(path):
                 if len(self._tasks) < MAX_FOLLOWED:
                     self._run(self._answer(session, key, ref, path, call))
                     return
@@ -142,8 +142,7 @@ class Circles:
             found = await self._outbound.ask(wait.where.name, "waits", [wait.key, wait.ref, path], _ASK_S)
         except FleetError:  # The node has gone, or is of a version that does not know the question.
             return []
-        is_path = isinstance(found, list) and all(isinstance(step, str) for step in found)
-        return found if is_path and self._outbound.waits.is_open(wait) else []
+        return found if _is_path(found) and self._outbound.waits.is_open(wait) else []
 
     async def _step(self, box: Mailbox, request: Call | None, path: Path) -> Path:
         """Go on from the process with this mailbox; ``path`` waits for its reply to ``request`` or room."""
@@ -205,3 +204,12 @@ class Circles:
         if wait.key is NODE or (obstacle := wait.where.obstacle(wait.key)) is None:
             return "it has room now"
         return wait.where.explain(obstacle, wait.key)
+
+
+def _is_path(found: Any) -> TypeGuard[Path]:
+    """Whether what a peer sent is a path that is not longer than one can be: it gets into errors and logs."""
+    return (
+        isinstance(found, list)
+        and len(found) <= MAX_STEPS
+        and all(isinstance(step, str) and len(step) <= MAX_STEP_CHARS for step in found)
+    )

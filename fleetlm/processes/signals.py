@@ -43,6 +43,7 @@ from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
+from fleetlm.messaging.windows import EXIT_BYTES
 from fleetlm.names import Address, canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
@@ -173,12 +174,13 @@ class Signals:
             raise TypeError("a signal must be a list")
         owner = self._local.table.names.get
         effects = self.links.told(session.name, session.incarnation, signal, owner, reaches)
+        weight = self._weigh(signal[-1]) if effects else 0
         self._perform(effects)
         for effect in effects:
             if type(effect) is Deliver and type(effect.message) is Exit:
                 box = self._local.boxes.get(effect.number)
                 if box is not None:
-                    session.arrivals.exits.received(effect.number, box)
+                    session.arrivals.exits.received(effect.number, box, weight)
 
     def node_down(self, name: str) -> Iterator[None]:
         """End every link and monitor that crossed a session which has ended, with ``"noconnection"``.
@@ -190,6 +192,18 @@ class Signals:
             yield
 
     # Internals.
+
+    def _weigh(self, reason: Any) -> int:
+        """Return what a reason weighs that a peer sent, 0 for a short text. Raises: ValueError: too much."""
+        if type(reason) is str and len(reason) <= EXIT_BYTES // 4:
+            return 0
+        try:
+            size_bytes = len(self._codec.pack_value(reason))
+        except FleetError:
+            size_bytes = MAX_REASON_BYTES
+        if size_bytes > MAX_REASON_BYTES:
+            raise ValueError(f"a signal with a reason of {size_bytes:,} bytes")
+        return size_bytes + self._codec.extra_bytes
 
     def _check_right_to_end(self, other: Pid) -> None:
         session = self._sessions.get(other.node)

@@ -25,6 +25,7 @@ import logging
 import math
 from collections.abc import Callable, Container, Iterator
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +50,7 @@ from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.beside import Unpacked
 from fleetlm.messaging.flusher import Flusher
+from fleetlm.messaging.former_windows import FormerWindows
 from fleetlm.messaging.session import SENDING_FAILED, Session
 from fleetlm.messaging.traffic import Traffic
 from fleetlm.names import NodeName
@@ -76,8 +78,8 @@ _MOVED = Kind.MOVED
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
 
-STEPS_PER_TURN = 256
-"""Steps for a lost node in one turn of the loop: some milliseconds."""
+STEPS_PER_TURN = 64
+"""Steps for a lost node in one turn of the loop: half a millisecond. A call takes three turns or so."""
 
 TICKED_EACH_TIME = 32
 """Up to so many peers get a tick in each tick interval, more of them in every second one: ticks are most of
@@ -154,6 +156,7 @@ class Driver:
         self._by_source: dict[bytes, Session] = {}
         self._by_channel: dict[int, Session] = {}
         self._endings: dict[tuple[str, int], _Ending] = {}
+        self._former_windows = FormerWindows()
         """Address and port of a node that was lost → what is still to be done for it."""
         self._transport = transport
         self._codec = codec
@@ -485,6 +488,7 @@ class Driver:
             self._session_lost,
         )
         session.byte_window.draw = self._draw
+        self._former_windows.began(session)
         self.sessions[up.name] = session
         self._by_source[up.incoming.source] = self._by_channel[up.outgoing.channel] = session
         self._transport.admit(up.incoming.source)
@@ -515,7 +519,8 @@ class Driver:
         where = name.ip, name.port or self._settings.base_port
         if where in self._endings:  # Two incarnations at one address: the former one first.
             self._end(where, math.inf)
-        self._endings[where] = _Ending(down, self.follower.node_down(down.name))
+        steps = chain(self._former_windows.ended(session), self.follower.node_down(down.name))
+        self._endings[where] = _Ending(down, steps)
         self._end(where, STEPS_PER_TURN)
         self.follower.changed()
         if not self.kernel.is_leaving:

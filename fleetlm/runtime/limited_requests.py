@@ -54,11 +54,12 @@ class LimitedRequests(PeerRequests):
             audit.denied(session.name, right, signal)
             self._signals.told(session, signal, lambda _: False)
 
-    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
+    def told_table(self, session: Session, topic: Any, fact: Any) -> bool | None:
         """Take what the peer says of its processes; pass over what it may not say."""
         right = TABLES.get(topic) if isinstance(topic, str) else None
         if right is None or right in self._peers_may:
-            super().told_table(session, topic, fact)
+            return super().told_table(session, topic, fact)
+        return None
 
     def _answer(self, session: Session, verb: str, argument: Any) -> Any:
         right = VERBS.get(verb) if type(verb) is str else None

@@ -113,9 +113,9 @@ class PeerRequests:
             _, sender, number, reason = signal
             audit.sent_exit(sender, self._local.table.pid(number), name, reason)
 
-    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """Take what the peer says of its own processes."""
-        self._replication.told(session, topic, fact)
+    def told_table(self, session: Session, topic: Any, fact: Any) -> bool | None:
+        """Take what the peer says of its own processes. Returns True if it is to be told again."""
+        return self._replication.told(session, topic, fact)
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request. A malformed or unknown one gets an error."""

@@ -8,6 +8,10 @@ transaction, which share the wait for the disk.
 A batch of loads whose fences this process has raised before needs no lock for writing; any other batch begins
 with one (``BEGIN IMMEDIATE``), so that nothing that it has read changes before its end.
 
+SQLite goes on with a file that was removed, or replaced by another one (a backup that was moved to its
+place), and what is written to it then is gone at the end of the process. So each transaction is followed by a
+look whether the path still names the open file; where it does not, the transaction counts as failed.
+
 Source: SQLite's documentation of WAL, of ``PRAGMA synchronous``, and "How To Corrupt An SQLite Database
 File" (a descriptor of the file that is closed takes the locks of the whole process away: `_create`).
 """
@@ -103,6 +107,7 @@ class SQLiteFile:
 
     def __init__(self, path: str, synchronous: str, busy_s: float) -> None:
         self._path = path
+        self._where = Path(path)
         self._raised: dict[tuple[str, int], int] = {}
         """Kind and shard → the epoch to which this process has raised the fence."""
         self._turns = Turns(busy_s)
@@ -116,6 +121,8 @@ class SQLiteFile:
         except StoreFailed:
             self._db.close()
             raise
+        # Now that it is open: overlay file systems copy a file when it is opened.
+        self._identity = _identify(self._where)
 
     def run(self, operations: list[Operation]) -> list[Outcome]:
         """Do operations in one transaction, in their order.
@@ -131,6 +138,7 @@ class SQLiteFile:
         )
         try:
             outcomes, checked = self._in_turn(lambda: self._transact(operations, is_read=is_read))
+            self._check_identity()
         except StoreFailed:
             raised.clear()
             raise
@@ -175,6 +183,17 @@ class SQLiteFile:
             self._purge()
         self._db.execute("COMMIT")
         return outcomes, checked
+
+    def _check_identity(self) -> None:
+        """Look whether the path names the file that is open. Raises: StoreFailed."""
+        now = _identify(self._where)
+        if now != self._identity:
+            done = "removed" if now is None else "replaced by another one"
+            why = (
+                f"the file was {done} while it was open, and what is stored now would be lost with it; "
+                "restore a backup while no node has the file open, and remove its -wal and -shm files first"
+            )
+            raise StoreFailed(self._path, why)
 
     def _prepare(self, synchronous: str) -> None:
         """Look whose file it is, make the tables, and set what a connection needs. May be done again."""
@@ -297,6 +316,15 @@ class SQLiteFile:
 def _is_busy(error: sqlite3.Error) -> bool:
     """Whether another process has a lock that was needed."""
     return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Return which file a path names; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _create(path: str) -> None:

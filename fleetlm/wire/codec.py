@@ -56,6 +56,7 @@ from fleetlm.wire.weights import CONTAINER_BYTES, EXTENSION_BYTES, PAIR_BYTES, V
 if TYPE_CHECKING:
     from fleetlm.wire.arrays import Buffer
     from fleetlm.wire.large import LargeDecoder
+    from fleetlm.wire.sliced_batch import SlicedBatch
 
 __all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
@@ -224,6 +225,12 @@ class Codec(Decoder):
         from fleetlm.wire.large import LargeDecoder  # noqa: PLC0415  # which is a `Decoder` itself
 
         return LargeDecoder(self._types, self._max_nesting, pause)
+
+    def sliced_batch(self, body: memoryview) -> SlicedBatch:
+        """Make a decoder of one batch, which unpacks it in slices."""
+        from fleetlm.wire.sliced_batch import SlicedBatch  # noqa: PLC0415  # which is a `Decoder` itself
+
+        return SlicedBatch(self._types, self._max_nesting, body)
 
     def _start_over(self) -> None:
         """Drop what was packed of a message that fails."""

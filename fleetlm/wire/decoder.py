@@ -193,16 +193,21 @@ class Decoder:
         batch = self._read(data)
         if type(batch) is not list:
             raise BadData(f"a batch is an array of messages, not {type_name(type(batch))}")
+        self._check_batch(batch)
+        return batch
+
+    def _check_batch(self, batch: list[Any]) -> None:
+        """Count the values of messages. Raises: BadData if they are nested too deep."""
         room = self._max_nesting + 2
         if self._met_instances:
             self.values = 0
             self._check_depth(batch, room)
-            return batch
+            return
         # Only built-in containers. Nearly every batch has arrays of scalars, which one pass in C shows;
         # others are walked level by level.
         if _all_lists(map(type, batch)) and _all_leaves(map(type, chain.from_iterable(batch))):
             self.values = 0  # None of them is in a container of its message.
-            return batch
+            return
         level: list[Any] = batch
         values = 0
         for _ in range(room - 1):
@@ -210,7 +215,7 @@ class Decoder:
             values += len(level)
             if _all_leaves(map(type, level)):
                 self.values = values
-                return batch
+                return
         raise BadData(too_deep(self._max_nesting))
 
     def _read_with(self, data: bytes | memoryview, blobs: Collection[Hold]) -> Any:

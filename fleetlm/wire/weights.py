@@ -35,6 +35,10 @@ VALUE_BYTES = 32
 """A place in a list, and a number or a short text in it."""
 PAIR_BYTES = 2 * VALUE_BYTES
 
+MAX_TIMES_KEPT = 8
+"""Values that a node keeps for others, such as metas and rows, have a limit of bytes. They may weigh so many
+times that, so that lists of empty lists do not fill its memory; values of dicts and numbers weigh less."""
+
 _NESTED = {
     Ext.TUPLE: 0, Ext.SET: 0, Ext.FROZENSET: 0,
     Ext.DATACLASS: CONTAINER_BYTES + 2 * VALUE_BYTES, Ext.CONVERTED: CONTAINER_BYTES + 2 * VALUE_BYTES,
@@ -96,6 +100,12 @@ class Scale:
         if type(fields) is not int or not self._extra_bytes:  # It is no list, so it will be refused.
             return 0
         return len(message) + self._extra_bytes - CONTAINER_BYTES - VALUE_BYTES * fields
+
+    def extra_of(self, value: bytes) -> int:
+        """Return what a packed value, which is well formed, weighs beside its bytes."""
+        self._extra_bytes = 0
+        self._read(value)
+        return self._extra_bytes
 
     def _read(self, data: bytes | memoryview) -> Any:
         unpacker = msgpack.Unpacker(read_size=len(data), max_buffer_size=len(data), **self._options)

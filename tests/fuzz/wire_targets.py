@@ -18,6 +18,7 @@ from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import frames
 from fleetlm.wire.carriers import checked_carrier, may_travel, pack_carrier, unpack_carrier
 from fleetlm.wire.codec import BadData, Codec
+from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.failures import error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, read_chunk
 from fleetlm.wire.operations import NONSENSE, SCHEMAS, Op
@@ -60,6 +61,7 @@ def fuzz_codec(data: bytes) -> None:
     failures = CODEC.failures
     with contextlib.suppress(BadData):
         in_time(CODEC.unpack_batch, b"\xdd\0\0\0\1" + data)
+    compare_slices(b"\xdd\0\0\0\2\x01" + data)
     if CODEC.failures != failures:
         return
     try:
@@ -74,6 +76,30 @@ def fuzz_codec(data: bytes) -> None:
         return  # It was nested too deeply, or has a zone that only the other node knows.
     again = CODEC.unpack(packed)
     assert CODEC.pack_value(again) == packed, SHORT.repr(value)
+
+
+def compare_slices(batch: bytes) -> None:
+    """A batch that is unpacked in slices holds what it holds otherwise, or is refused as well."""
+    codec, sliced = Codec(), CODEC.sliced_batch(memoryview(batch))
+    try:
+        messages: Any = codec.unpack_batch(batch)
+    except BadData:
+        messages = None
+    found: Any = []
+    try:
+        for part, _ in sliced.slices():
+            found += part
+    except BadData:
+        found = None
+    except TooManySteps:
+        return
+    assert (found is None) == (messages is None)
+    if found is None:
+        return
+    assert sliced.failures == codec.failures
+    if not codec.failures:
+        with contextlib.suppress(NotSerializable, MessageTooLarge):  # It was nested too deeply.
+            assert CODEC.pack_value(found) == CODEC.pack_value(messages)
 
 
 def fuzz_operations(data: bytes) -> None:

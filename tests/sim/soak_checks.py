@@ -200,8 +200,8 @@ class Checks:
         for ip, record in self._running():
             registry = record.node.registry
             seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}  # type: ignore[union-attr]
-            if any(len(claims) != 1 for claims in registry._table._claims.values()):
-                world.breach(f"{record.node.name} knows competing claims: {registry._table._claims}")
+            if registry._table._several:
+                world.breach(f"{record.node.name} knows competing claims: {registry._table._several}")
             if self.processes[ip].holders != seen[ip]:
                 world.breach(
                     f"{record.node.name}: a subscriber sees {self.processes[ip].holders}: {seen[ip]}"
@@ -233,7 +233,7 @@ class Checks:
                 "local names": local.table.names, "links": links._ends,
                 "monitors held": links._owner_of, "monitors here": links._watchers_of,
                 "groups": node.groups.list(), "memberships": [*node.groups._table._own],
-                "names": registry.list(), "claims": registry._table._claims,
+                "names": registry.list(), "claims": registry._table._several,
                 "claims by process": registry._table._names_of,
                 "waiters for names": registry._replicated._waiters,
                 "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),

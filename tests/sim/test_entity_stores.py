@@ -25,6 +25,7 @@ from fleetlm import (
     StoreFailed,
     handler,
 )
+from fleetlm.entities.keeping import PAUSE_S
 from fleetlm.testing import Fleet
 from tests.sim.seeded import most_are_long, run_worlds
 from tests.sim.store_world import StoreWorld
@@ -216,11 +217,51 @@ async def test_a_write_that_fails_is_told_and_the_entity_goes_back(
             await refs["a"].call(Lines.read)
         assert isinstance(no.value, NotDelivered)
     store.is_down = False
+    await fleet.sleep(PAUSE_S)
     assert await refs["a"].call(Lines.read) == ["x"]
     lines = [each.getMessage() for each in caplog.records if "store" in each.getMessage()]
     assert len(lines) == 2, lines
     assert "works again" in lines[1]
     assert stored(store, node) == {"a": ["x"]}
+
+
+async def test_a_full_disk_that_can_be_read_is_one_trouble(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request loads what is stored, since the write before it failed."""
+    store = MemoryStore()
+    _, refs = await hosts(fleet, 1, store)
+    assert await refs["a"].call(Lines.append, "x") == 1
+
+    async def save_nothing(*_: Any, **__: Any) -> int:
+        raise StoreFailed("disk", "it is full")
+
+    monkeypatch.setattr(store, "save", save_nothing)
+    for _ in range(5):
+        with pytest.raises(NotStored):
+            await refs["a"].call(Lines.append, "y")
+        await fleet.sleep(2 * PAUSE_S)
+        assert await refs["a"].call(Lines.read) == ["x"]
+    lines = [each.getMessage() for each in caplog.records if "store" in each.getMessage()]
+    assert len(lines) == 1, lines
+    monkeypatch.undo()
+    assert await refs["a"].call(Lines.append, "z") == 2
+    assert "works again" in caplog.records[-1].getMessage()
+
+
+async def test_a_store_that_fails_now_and_then_is_told_of_once_a_second_at_most(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    _, refs = await hosts(fleet, 1, store)
+    for _ in range(10):
+        store.is_down = True
+        with pytest.raises((NotStored, NotLoaded)):
+            await refs["a"].call(Lines.append, "y")
+        store.is_down = False
+        await refs["a"].call(Lines.append, "x")
+    lines = [each.getMessage() for each in caplog.records if "store" in each.getMessage()]
+    assert len(lines) == 1, lines
 
 
 async def test_a_lost_answer_is_told_as_one_and_the_next_request_finds_what_is_stored(fleet: Fleet) -> None:
@@ -463,6 +504,8 @@ async def test_what_casts_lose_is_told_once(fleet: Fleet, caplog: pytest.LogCapt
     assert caplog.text.count("what a cast to lines/") == 1
     store.is_down = False
     assert [await refs[key].call(Lines.read) for key in "ab"] == [["x"], ["x"]]
+    await fleet.sleep(PAUSE_S)
+    assert await refs["a"].call(Lines.append, "z") == 2
     assert "2 operations have failed and what 2 casts had changed was lost" in caplog.text
 
 

@@ -140,6 +140,23 @@ def test_a_monitor_and_a_link_beyond_the_limit_tell_system_limit_and_leave_no_ch
     story(told, max_links_and_monitors=LIMIT)
 
 
+@pytest.mark.parametrize(("reason", "waiting"), [("x" * 60_000, 1), ([[]] * 200, 1), ("x" * 600, 3)])
+def test_an_exit_signal_counts_what_its_reason_weighs(reason: Any, waiting: int) -> None:
+    async def told(_cluster: SimCluster, victim: Node, greedy: Node, _honest: Node) -> None:
+        async def stuck(process: Process) -> None:
+            process.trap_exit = True
+            await asyncio.sleep(1e6)
+
+        stuck_one = victim.spawn(stuck)
+        process: Any = greedy._parts.local.process(greedy.spawn(idle))
+        for _ in range(LIMIT + 5):
+            process.exit(stuck_one, reason)
+        await asyncio.sleep(1)
+        assert len(victim._parts.local.boxes[stuck_one.number]) == waiting + 1
+
+    story(told, max_links_and_monitors=LIMIT)
+
+
 def test_a_peer_cannot_fill_a_mailbox_with_exit_signals() -> None:
     async def told(cluster: SimCluster, victim: Node, greedy: Node, honest: Node) -> None:
         async def stuck(process: Process) -> None:
@@ -156,15 +173,45 @@ def test_a_peer_cannot_fill_a_mailbox_with_exit_signals() -> None:
         assert len(box) == LIMIT + 1, "the one that is too much ends the connection"
         assert victim.name in honest.list()
         await cluster.mesh(timeout=60)
+        process.exit(stuck_one, "boom")
+        await asyncio.sleep(0.1)
+        assert len(box) == LIMIT + 2
+        assert victim.name not in greedy.list(), "on the next connection they count as before"
+        await cluster.mesh(timeout=60)
+        stuck_two = victim.spawn(stuck)
         for round_ in range(5):  # With links, too: each exit ends one, and another one is made.
             other = greedy.spawn(idle)
             linked: Any = greedy._parts.local.process(other)
-            linked.link(stuck_one)
+            linked.link(stuck_two)
             await greedy.send(other, "end")
             await asyncio.sleep(0.5)
-            assert len(box) == LIMIT + 2 + round_
+            assert len(victim._parts.local.boxes[stuck_two.number]) == 1 + round_
 
     story(told, max_links_and_monitors=LIMIT)
+
+
+def test_a_peer_that_connects_again_and_again_cannot_fill_a_mailbox() -> None:
+    async def told(cluster: SimCluster, victim: Node, greedy: Node, honest: Node) -> None:
+        async def stuck(_: Process) -> None:
+            await asyncio.sleep(1e6)
+
+        stuck_one = victim.spawn(stuck)
+        box = victim._parts.local.boxes[stuck_one.number]
+        for round_ in range(5):
+            for number in range(LIMIT):
+                await greedy.send(stuck_one, (round_, number))
+            await honest.send(stuck_one, "honest")
+            await asyncio.sleep(0.1)
+            assert len(box) == min(3, round_ + 1) * LIMIT + round_ + 1
+            greedy.disconnect(victim.name)
+            await asyncio.sleep(0.1)
+            assert await greedy.connect(victim.name)
+            await cluster.mesh(timeout=60)
+        assert [each for each in box.queue if each != "honest"] == [
+            (round_, number) for round_ in range(2) for number in range(LIMIT)
+        ]
+
+    story(told, mailbox_limit=LIMIT)
 
 
 def test_exit_signals_that_are_taken_are_no_burden() -> None:

@@ -410,12 +410,12 @@ async def tell_and_break(cluster: SimCluster, rng: random.Random) -> None:
             (group, pid.number) for group in node.groups.list() for pid in node.groups.local_members(group)
         }
         assert here >= own.packed.keys() | own.reports.keys()
-        gauges = {place: report.gauges for place, report in own.reports.items()}
+        gauges = {place: row[1:] for place, row in own.reports.items()}
         for other in nodes:
             facts = other.groups._replicated.members.facts
             told = facts._told.get(node.name)
             found = (
-                ({}, {}) if told is None else (told.packed, {at: r.gauges for at, r in told.reports.items()})
+                ({}, {}) if told is None else (told.packed, {at: row[1:] for at, row in told.reports.items()})
             )
             assert found == (own.packed, gauges), (node.name, other.name)
             assert facts._outstanding == {}

@@ -178,7 +178,7 @@ def _the_loser_is_not_told(perform: Mutant) -> Mutant:
 def _everybody_wins(best: Mutant) -> Mutant:
     def mutant(names: NameTable, name: str) -> Any:
         own = names._own.held.get(name)
-        return best(names, name) if own is None else own.claim
+        return best(names, name) if own is None else own
 
     return mutant
 

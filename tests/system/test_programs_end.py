@@ -19,6 +19,7 @@ PROGRAM = """
 import asyncio, signal, sys
 import fleetlm
 from fleetlm import Actor, Child, Node, Process, Settings, Supervisor, handler
+from fleetlm.runtime import leftovers
 
 ALONE = Settings(node_ip="127.0.0.1", node_ports=(int(sys.argv[2]), int(sys.argv[2])), remote=False)
 
@@ -65,6 +66,18 @@ async def stubborn(node):
     print("ready", flush=True)
     while True:
         time.sleep(0.01)
+
+async def leaves_a_task(node):
+    leftovers.LEFTOVERS_END_S = 0.1
+    globals()["kept"] = asyncio.create_task(ignore_cancellation(), name="refiner")
+    await asyncio.sleep(0)
+
+async def ignore_cancellation():
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
 
 def sets_up(node):
     node.spawn(crash, name="crash", essential=True)
@@ -206,6 +219,7 @@ def test_a_second_signal_ends_run_at_once(start: Start) -> None:
         ("result", 0, "42\n", ""),
         ("raises", 1, "", "LookupError: nothing there"),
         ("leaves", 7, "", ""),
+        ("leaves_a_task", 0, "", "ends without them: refiner in ignore_cancellation\n"),
         ("sets_up", 1, "", "stops: essential process crash (crash) ended: RuntimeError: lost"),
         ("tree", 1, "", "stops: supervisor root gave up\n"),
     ],
@@ -266,6 +280,15 @@ def test_the_first_process_of_a_container_ends_on_sigterm_while_it_imports(place
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGTERM)
     assert ended(outer)[0] == 143
+
+
+def test_start_ends_although_a_task_ignores_its_cancellation(place: Place) -> None:
+    (place.folder / "app.py").write_text(
+        "import sys; sys.argv = ['', '', '4370']\nfrom program import leaves_a_task as main\n"
+    )
+    done = place.run("start", "app:main", "--log-level", "warning", FLEETLM_REMOTE="off")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1].endswith("ends without them: refiner in ignore_cancellation")
 
 
 def test_start_ends_with_1_when_its_root_supervisor_gives_up(place: Place) -> None:

@@ -255,6 +255,30 @@ async def test_a_disk_that_is_full_costs_nothing_that_was_stored(path: Path) -> 
     file.close()
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_that_was_removed_or_replaced_acknowledges_nothing(
+    path: Path, is_replaced: bool
+) -> None:
+    """SQLite itself would write to the file that has no name any more."""
+    backup = path.with_name("backup.db")
+    async with SQLiteStore(path) as store, SQLiteStore(backup) as other:
+        await other.save("k", "a", ONE, b"old", expected=0)
+        await store.save("k", "a", ONE, b"new", expected=0)
+        await other.close()
+        for each in ("states.db", "states.db-wal", "states.db-shm"):
+            path.with_name(each).unlink()
+        if is_replaced:
+            backup.rename(path)
+        what = "replaced by another one" if is_replaced else "removed"
+        with pytest.raises(StoreFailed, match=rf"was {what} while it was open.* -wal and -shm files first"):
+            await store.save("k", "a", ONE, b"newer", expected=1)
+        kept = Stored(1, b"old", 1) if is_replaced else Stored(0, None, 0)
+        assert await store.load("k", "a", ONE) == kept
+        assert await store.save("k", "a", ONE, b"next", expected=kept.version) == kept.version + 1
+    async with SQLiteStore(path) as store:
+        assert (await store.load("k", "a", ONE)).state == b"next"
+
+
 async def test_an_operation_that_is_refused_harms_no_other_one_of_its_transaction(path: Path) -> None:
     file = sqlite_file.SQLiteFile(str(path), "full", 1.0)
     operations = [

@@ -686,6 +686,29 @@ def test_a_loop_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert node_threads() == []
 
 
+def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fleetlm.runtime.leftovers.LEFTOVERS_END_S", 0.1)
+    begun = threading.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def refine() -> None:
+        begun.set()
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def starts_it(_: Process) -> None:
+        tasks.append(asyncio.create_task(refine(), name="refiner"))
+
+    with node_in_thread(lone()) as node:
+        node.spawn(starts_it)
+        assert begun.wait(5)
+    assert node_threads() == []
+    assert any("without them: refiner in " in record.getMessage() for record in caplog.records)
+
+
 def test_a_node_lives_until_it_is_stopped_whatever_else_is_dropped() -> None:
     node_in_thread(lone())
     (left,) = node_thread._running

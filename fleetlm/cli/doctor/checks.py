@@ -80,7 +80,7 @@ class PeerFact(Record):
     Attributes:
         ip: the address.
         port: the port.
-        tcp: None if a TCP connection was made; else "refused", "timeout" or the system's error text.
+        tcp: None if a TCP connection was made; else "refused", "reset", "timeout" or the system's error text.
         answer: what the node there says about itself; a text if the program that listens did not
             answer as a node of this cluster, and why; None if it was not asked.
         takes_large: False if the node answered a small question, but not one of several packets.
@@ -509,6 +509,12 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool, *, loc
         elif fact.tcp == "timeout":
             text = f"{where} does not respond: the machine is down, or packets are dropped on the way"
             cure = f"Allow TCP port {fact.port} between nodes, in both directions (network policy, firewall)"
+        elif fact.tcp == "reset":
+            text = f"{where} ends each connection at once (connection reset)"
+            cure = (
+                "Perhaps a proxy, a load balancer or a firewall answers there in place of a node that does "
+                "not listen. See the log of the node there"
+            )
         else:
             text = f"{where} cannot be reached: {fact.tcp}"
             cure = "Check the routes from this machine to that address"
@@ -598,7 +604,10 @@ def cure_for(error: str) -> str:
         ("perhaps", "See the peer check of its address. If the nodes have cookies, compare FLEETLM_COOKIE"),
         ("cookie", SAME_COOKIE),
         ("authentic", SAME_COOKIE),
-        ("back", "It reaches this node, but not vice versa. Check its FLEETLM_NODE_IP and one-way firewalls"),
+        (
+            "dial back",
+            "It reaches this node, but not vice versa. Check its FLEETLM_NODE_IP and one-way firewalls",
+        ),
         ("left", "That node stopped in order; there is nothing to do"),
     )
     lower = error.lower()

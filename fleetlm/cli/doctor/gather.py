@@ -377,7 +377,7 @@ async def contact(ip: str, port: int, settings: Settings, *, ask_who: bool) -> P
 
 
 async def try_tcp(ip: str, port: int) -> str | None:
-    """Return None if TCP connects within `TCP_S`; else "refused", "timeout" or the system's error text."""
+    """Return None if TCP connects within `TCP_S`, else why it does not, as `PeerFact.tcp` says it."""
     try:
         async with asyncio.timeout(TCP_S):
             _, writer = await asyncio.open_connection(ip, port)
@@ -385,8 +385,11 @@ async def try_tcp(ip: str, port: int) -> str | None:
         return "timeout"
     except ConnectionRefusedError:
         return "refused"
+    except ConnectionResetError:
+        return "reset"
     except OSError as error:
-        return error.strerror or str(error)
+        # The text of asyncio, "Connect call failed", names no reason. Errors of getaddrinfo are negative.
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     writer.close()
     return None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -257,6 +260,7 @@ def test_the_own_address(changes: dict[str, Any], level: str, words: str) -> Non
         (PeerFact(PEER, 4370, None, iam(basename="other")), FAIL, "DNS_CLUSTER_NODE_BASENAME"),
         (PeerFact(PEER, 4370, None, iam("10.0.0.3")), WARN, "another address"),
         (PeerFact("fdaa::2", 4370, "refused"), FAIL, "[fdaa::2]:4370"),
+        (PeerFact(PEER, 4370, "reset"), FAIL, "in place of a node"),
     ],
 )
 def test_each_peer(fact: PeerFact, level: str, words: str) -> None:
@@ -510,10 +514,36 @@ def test_a_peer_that_is_gone_from_dns_too_is_no_failure() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    ["wrong_name", "duplicate_name", "incompatible", "draining", "cookie", "cannot be reached back"],
+    ["wrong_name", "duplicate_name", "incompatible", "draining", "cookie", "answers but does not dial back"],
 )
 def test_typed_refusals_have_cures(error: str) -> None:
     assert checks.cure_for(error) != checks.cure_for("connection refused")
+
+
+def test_a_program_that_sends_back_garbage_is_not_a_matter_of_one_way_firewalls() -> None:
+    error = "10.0.0.2:4370: it sends back more than answers and heartbeats, as no fleetlm node does"
+    assert checks.cure_for(error) == checks.cure_for("connection refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"), "refused"),
+        (ConnectionResetError(errno.ECONNRESET, "Connect call failed"), "reset"),
+        (TimeoutError(), "timeout"),
+        (OSError(errno.EHOSTUNREACH, "Connect call failed"), os.strerror(errno.EHOSTUNREACH)),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError("Multiple exceptions"), "Multiple exceptions"),
+    ],
+)
+async def test_the_reason_why_tcp_does_not_connect_is_named(
+    error: OSError, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_connection(_ip: str, _port: int) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    assert await gather.try_tcp(PEER, 4370) == found
 
 
 def test_a_late_loop_and_a_differing_environment_are_reported() -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-import pytest
+import ipaddress
 
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.core import dns_answers
 from fleetlm.core.dns_answers import (
     MAX_ADDRESSES,
     Answer,
@@ -12,6 +16,7 @@ from fleetlm.core.dns_answers import (
     merge,
     sift,
 )
+from fleetlm.names import parse_address
 
 
 @pytest.mark.parametrize(
@@ -165,3 +170,21 @@ def test_a_list_without_a_usable_address_is_a_failure_that_says_why() -> None:
     assert (answer.outcome, answer.addresses) == (Outcome.FAILED, ())
     assert answer.detail.startswith("no usable address: ")
     assert "no address" in answer.detail
+
+
+@given(
+    st.lists(
+        st.integers(0, 300).map(str) | st.sampled_from(["", "00", "01", "٣", "+1", "1 ", "x"]), max_size=5
+    )
+)
+def test_the_short_way_for_usual_addresses_finds_what_the_long_one_finds(parts: list[str]) -> None:
+    text = ".".join(parts)
+    number = dns_answers._number_of_ipv4(text)
+    assert (number is None) == (parse_address(text) is None)
+    assert number is None or ipaddress.IPv4Address(number) == ipaddress.IPv4Address(text)
+
+
+def test_thousands_of_usual_addresses_are_read_without_slow_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_answers, "parse_address", None)
+    texts = [f"10.7.{number >> 8}.{number & 255}" for number in range(4_000)]
+    assert sift(texts) == (tuple(texts), "")

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
+from fleetlm.core import group_members
 from fleetlm.core.group_members import Members, after
 from fleetlm.ids import Pid, pid_order
 
@@ -76,3 +77,19 @@ def test_a_join_and_a_leave_in_a_large_group_touch_one_block() -> None:
         members.add(pid)
     assert [id(block) for block in members.blocks if block[0].node != "n@10.0.0.3"] == others
     assert [*members] == before
+
+
+def test_a_process_that_has_joined_often_is_found_as_fast_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def number(pid: Pid) -> int:
+        nonlocal looks
+        looks += 1
+        return pid.number
+
+    members = Members(PIDS[:1] * 5_000)
+    monkeypatch.setattr(group_members, "_number", number)
+    members.add(PIDS[0])
+    members.remove(PIDS[0])
+    assert (members.joins, members.processes) == (5_000, 1)
+    assert looks < 100, "a look at each membership would take the loop's time"

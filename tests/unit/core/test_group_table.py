@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, Effect, GroupTable, Tell
+from fleetlm.core.group_table import (
+    MAX_ENDED_MEMBERSHIPS,
+    MAX_PIECE_MEMBERSHIPS,
+    Effect,
+    GroupTable,
+    Tell,
+)
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid, pid_order
@@ -333,3 +339,37 @@ def test_new_memberships_are_told_once_and_a_second_join_is_none() -> None:
     assert groups.take_new() == []
     assert groups.has_member("g", here(2))
     assert not groups.has_member("g", here(3))
+
+
+def test_one_fact_of_a_peer_has_few_memberships() -> None:
+    groups = table(limit=5 * MAX_PIECE_MEMBERSHIPS)
+    numbers = list(range(1, MAX_PIECE_MEMBERSHIPS + 1))
+    for members in ({"g": [*numbers, 7]}, {f"g{number}": [number] for number in [*numbers, 2_000]}):
+        with pytest.raises(ValueError, match="in one fact"):
+            groups.told(THERE, 8, ["join", members])
+    groups.told(THERE, 8, ["join", {"g": numbers}])
+    with pytest.raises(ValueError, match="in one fact"):
+        groups.told(THERE, 8, ["leave", {"g": [*numbers, 7]}])
+    groups.told(THERE, 8, ["leave", {"g": numbers}])
+    assert state(groups) == {}
+
+
+@pytest.mark.parametrize("is_in_one", [False, True])
+def test_a_process_that_was_in_many_groups_leaves_them_in_small_steps(is_in_one: bool) -> None:
+    groups = table(limit=10_000)
+    count = 2 * MAX_ENDED_MEMBERSHIPS + 1
+    groups.told(THERE, 8, ["join", {"g": [1]}])
+    names = ["g"] * count if is_in_one else [f"g{number}" for number in range(count)]
+    for name in names:
+        groups.told(THERE, 8, ["join", {name: [2]}])
+    exit2: list[Any] = ["exit", 2]
+    steps: list[Effect] = []
+    for is_told in (False, False, True):
+        effects = groups.told(THERE, 8, exit2)
+        assert len(effects) <= MAX_ENDED_MEMBERSHIPS
+        steps += effects
+        assert groups.is_told(THERE, exit2) == is_told
+    assert steps == [Left(name, there(2), "exited") for name in names]
+    assert state(groups) == {"g": [there(1)]}
+    with pytest.raises(ValueError, match="not a fact"):
+        groups.told(THERE, 8, exit2)

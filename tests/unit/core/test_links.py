@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.links import LOOKED_AT_PER_STEP, Deliver, Effect, Links, Stop, Tell
+from fleetlm.core.links import LOOKED_AT_PER_STEP, MAX_ACTS_ENDED, Deliver, Effect, Links, Stop, Tell
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -311,7 +311,14 @@ def test_exit_signals_to_oneself_to_an_absent_process_and_to_another_node() -> N
         ["link"],
         ["link", pid(1, THERE), 2],
         ["link", pid(1, THERE), 2, "1"],
+        ["link", pid(1, THERE), 2, 1 << 64],
+        ["link", pid(1, THERE), 2, 0],
+        ["link", pid(1, THERE), 2, True],
+        ["link", pid(1, THERE), 1 << 64, 1],
+        ["link", pid(1, THERE), -1, 1],
+        ["exit2", pid(1, THERE), 1 << 64, "x"],
         ["unlink", pid(1, THERE), 2, 1],
+        ["unlink", pid(1, THERE), 2, [*range(MAX_ACTS_ENDED + 1)]],
         ["link", pid(1), 2, 1],  # in the name of one of our own processes
         ["link", Pid(THERE, 99, 1), 2, 1],  # of another start of that node
         ["exit", pid(3, "fleetlm@10.0.0.2"), "2", "x"],

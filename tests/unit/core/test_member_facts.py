@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -13,7 +14,14 @@ from hypothesis import given, strategies as st
 
 from fleetlm import InvalidName, MessageTooLarge, Pid, Settings, TooManyMemberships
 from fleetlm.core import member_facts
-from fleetlm.core.member_facts import LOADS_KEY, REPEATS, WITHDRAWN_PER_STEP, MemberFacts, meta_bytes
+from fleetlm.core.member_facts import (
+    LOADS_KEY,
+    MAX_TOLD_MEMBERS,
+    REPEATS,
+    WITHDRAWN_PER_STEP,
+    MemberFacts,
+    meta_bytes,
+)
 from fleetlm.core.member_loads import weigh
 from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.members import MAX_META_BYTES
@@ -439,3 +447,44 @@ def test_numbers_of_libraries_are_gauges_if_they_are_finite() -> None:
     assert dict(report.gauges) == {"load": 0.25}
     with pytest.raises(ValueError, match="not a finite number"):
         ours.reported("g", 5, {"load": Fraction(10**400)}, 0.0)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("verb", ["metas", "gauges"])
+def test_one_fact_of_a_peer_tells_of_few_members(verb: str) -> None:
+    ours = facts()
+    told = [["g", number, b"\x01" if verb == "metas" else {}] for number in range(1, MAX_TOLD_MEMBERS + 2)]
+    with pytest.raises(ValueError, match="one fact tells of more than"):
+        ours.told(PEER, 7, [verb, told], 0.0)
+    with pytest.raises(ValueError, match="one fact tells of more than"):
+        ours.told(PEER, 7, ["members", *((told, []) if verb == "metas" else ([], told))], 0.0)
+    ours.told(PEER, 7, [verb, told[1:]], 0.0)
+
+
+HEAVY = pack([[]] * 100)
+"""A meta that takes eighty times its bytes in memory."""
+
+
+def test_metas_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
+    ours = facts(max_metas_bytes=10_000)  # So they may take 80,000, which is two of these.
+    for number in (1, 2, 2):
+        ours.described("g", number, HEAVY)
+        ours.told(PEER, 7, ["metas", [["g", number, HEAVY]]], 0.0)
+    with pytest.raises(MessageTooLarge, match=r"8 times Settings\.max_metas_bytes"):
+        ours.described("g", 3, HEAVY)
+    with pytest.raises(ValueError, match=r"8 times Settings\.max_metas_bytes"):
+        ours.told(PEER, 7, ["metas", [["g", 3, HEAVY]]], 0.0)
+    ours.left("g", Pid(ME, 1, 1))
+    ours.described("g", 3, HEAVY)
+    ours.told(PEER, 7, ["metas", [["g", 1, None], ["g", 3, HEAVY]]], 0.0)
+
+
+def test_the_collector_leaves_reports_out() -> None:
+    """It would visit each of them in each of its passes, and there may be 100,000 of a node."""
+    ours = facts()
+    for number in range(1, 101):
+        fact = ["gauges", [[f"g{number}", number, {"load": 1, "queue": 2}]]]
+        ours.told(YOURS.node, YOURS.incarnation, fact, 1.0)
+    gc.collect()
+    reports = ours._told[YOURS.node].reports
+    assert len(reports) == 100
+    assert not any(gc.is_tracked(each) for each in (*reports, *reports.values()))

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.name_table import Claim, Decide, Effect, Lose, NameTable, Say, Tell, older, rank
+from fleetlm.core import name_table
+from fleetlm.core.name_table import (
+    MAX_LOOKED_AT,
+    MAX_TOLD_CLAIMS,
+    Claim,
+    Decide,
+    Effect,
+    Lose,
+    NameTable,
+    Say,
+    Tell,
+    older,
+    rank,
+)
 from fleetlm.errors import AlreadyRegistered, InvalidName, TooManyNames
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
@@ -122,7 +136,7 @@ def test_a_process_that_ends_gives_up_all_its_names() -> None:
     assert names.exited(1) == names.exited(99) == []
     assert names.exited(2) != []
     assert names.counts() == (0, 0)
-    assert (names._names_of, names._claims, names._own.size) == ({}, {}, 0)
+    assert (names._names_of, names._lone, names._own.size) == ({}, {}, 0)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\ud800"])
@@ -421,8 +435,9 @@ def test_whatever_a_peer_says_moves_the_table_or_is_refused(told: list[tuple[str
             names.told(node, 1, fact)
         except (ValueError, TypeError):
             assert (names.holders(), names.counts()) == before
-        assert names._claims.keys() == names.holders().keys()
-        assert sum(map(len, names._claims.values())) == sum(names.counts())
+        assert names._lone.keys() | names._several.keys() == names.holders().keys()
+        several = sum(map(len, names._several.values()))
+        assert len(names._lone) + several == sum(names.counts())
 
 
 # ── a mesh that is not transitive ────────────────────────────────────────────────────────────────
@@ -558,3 +573,50 @@ def test_some_names_are_found_without_looking_at_all_of_them() -> None:
     assert names.count == 4
     assert [(name, claim.pid) for name, claim in names.first(2, 100)] == [("a", pid(A, 3)), ("b", pid(A, 2))]
     assert [name for name, _ in names.first(2, 2)] == ["b", "d"], "only the oldest two are looked at"
+
+
+def test_the_collector_leaves_claims_of_peers_out() -> None:
+    """It would visit each of them in each of its passes, and there may be 100,000 of a node."""
+    names = table()
+    names.told(B, 1, ["has", [[f"n{number}", number, NONE, 1] for number in range(1, 101)]])
+    gc.collect()
+    assert len(names._holders) == 100
+    assert not any(gc.is_tracked(row) for row in names._holders.values())
+    assert names._lone == names._holders == names._claims_of[B].held
+
+
+def test_what_is_shown_of_a_holder_is_kept_for_a_while_and_follows_its_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(name_table, "MAX_SHOWN", 2)
+    names = table()
+    for name in "xyz":
+        names.claimed(name, 1, packed(name), 1)
+    assert names.holder("x") is names.holder("x")
+    assert [names.holder(name).meta for name in "xyzx"] == ["x", "y", "z", "x"]  # type: ignore[union-attr]
+    assert len(names._shown) <= 2
+    names.claimed("x", 1, packed("new"), 1)
+    assert names.holder("x").meta == "new"  # type: ignore[union-attr]
+    names.disclaimed("x")
+    assert names.holder("x") is None
+
+
+def test_one_fact_of_a_peer_has_few_claims() -> None:
+    names = table()
+    rows = [row(f"n{number}", number + 1) for number in range(MAX_TOLD_CLAIMS + 1)]
+    with pytest.raises(ValueError, match="not a fact about names"):
+        names.told(B, 1, ["has", rows])
+    names.told(B, 1, ["has", rows[1:]])
+    assert names.count == MAX_TOLD_CLAIMS
+
+
+def test_of_many_names_that_two_peers_claim_a_pulse_looks_at_some_and_all_have_their_turn() -> None:
+    names = table()
+    count = 2 * MAX_LOOKED_AT + 100
+    for node in (B, C):
+        for number in range(count):
+            names.told(node, 1, ["has", [row(f"n{number}", number + 1)]])
+    pulses = [facts(names.pulsed()) for _ in range(6)]
+    assert [len(pulse) for pulse in pulses] == [0, 0, 400, 500, 200, 0]
+    told = [fact[3][0] for pulse in pulses for fact in pulse]
+    assert sorted(told) == sorted(f"n{number}" for number in range(count))

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from fleetlm import InvalidName, RowDropped, RowPut, Settings, TooManyRows
-from fleetlm.core.row_table import ROW_BYTES, Place, RowTable, Tell, size_of
+from fleetlm.core.row_table import MAX_TOLD_ROWS, ROW_BYTES, Place, RowTable, Tell, size_of
 from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.wire.codec import Codec
@@ -233,3 +233,36 @@ def test_pieces_of_rows_with_the_longest_keys_fit_into_a_fact() -> None:
 
 def test_without_rows_there_is_nothing_to_tell() -> None:
     assert list(rows().own_facts([], piece_bytes=200)) == []
+
+
+def test_one_fact_of_a_peer_has_few_rows() -> None:
+    table = rows()
+    keys = [f"k{number}" for number in range(MAX_TOLD_ROWS + 1)]
+    with pytest.raises(ValueError, match="not a fact about rows"):
+        table.told(PEER, 7, ["put", "flags", [[key, b"\x01"] for key in keys]])
+    for some in (keys[:1], keys[1:]):
+        table.told(PEER, 7, ["put", "flags", [[key, b"\x01"] for key in some]])
+    with pytest.raises(ValueError, match="not a fact about rows"):
+        table.told(PEER, 7, ["drop", "flags", keys])
+    table.told(PEER, 7, ["drop", "flags", keys[1:]])
+    assert table.keys("flags") == keys[:1]
+
+
+HEAVY = pack([[]] * 100)
+"""A value that takes eighty times its bytes in memory."""
+
+
+def test_values_that_take_far_more_memory_than_bytes_have_a_limit_too() -> None:
+    table = rows(max_rows_bytes=10_000)  # So they may take 80,000, which is two of these.
+    for key in ("a", "b", "b"):
+        table.put("t", key, HEAVY)
+        table.told(PEER, 7, ["put", "t", [[key, HEAVY]]])
+    with pytest.raises(TooManyRows, match=r"8 times Settings\.max_rows_bytes"):
+        table.put("t", "c", HEAVY)
+    with pytest.raises(ValueError, match=r"8 times Settings\.max_rows_bytes here; set it alike"):
+        table.told(PEER, 7, ["put", "t", [["c", HEAVY]]])
+    assert table.keys("t") == ["a", "b"]
+    table.put("t", "a", pack(1))
+    table.put("t", "c", HEAVY)
+    table.told(PEER, 7, ["drop", "t", ["a"]])
+    table.told(PEER, 7, ["put", "t", [["c", HEAVY]]])

@@ -401,3 +401,13 @@ def test_a_claim_that_is_dropped_is_free_again_for_every_node() -> None:
 
 def test_of_a_kind_that_is_not_known_no_shard_is_unowned() -> None:
     assert ShardTable(ME, 1).count_unowned("s") == 0
+
+
+def test_one_fact_of_a_peer_has_few_claims() -> None:
+    table = ShardTable(ME, 1)
+    claims = [[shard, 5, 5] for shard in range(MAX_PIECE_CLAIMS // 2)]
+    hosts = [[f"k{number}", 9, 4_000, claims] for number in range(3)]
+    with pytest.raises(ValueError, match="claims to shards in one fact"):
+        table.told(PEER, 2, ["hosts", hosts])
+    assert table.kinds() == []
+    table.told(PEER, 2, ["hosts", hosts[:2]])

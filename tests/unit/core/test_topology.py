@@ -241,6 +241,8 @@ def test_the_info_of_a_row_has_what_is_known_of_a_peer() -> None:
     m.kernel.ticked(T, name(2), 12)
     m.kernel.topology.peers[name(2)].drain_step = Step.REFUSING
     two, three = m.kernel.topology.info(T + 4)
+    assert m.kernel.topology.info_of(three.name, T + 4) == three
+    assert m.kernel.topology.info_of("fleetlm@10.0.0.99", T + 4) is None
     assert two == PeerInfo(name(2), "up", 200, False, 4.0, 1, 0, "", None, 12, True, 0, "zeromq")
     assert three == PeerInfo(name(3), "wanted", None, False, None, 0, 1, "connection refused", 3.0, 0, False)
     m.kernel.source_lost(T + 5, half, "connection closed")

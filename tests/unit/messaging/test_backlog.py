@@ -278,6 +278,33 @@ async def test_a_costly_operation_ends_the_turn_and_what_follows_it_waits() -> N
 
 
 @virtual
+async def test_a_fact_that_takes_several_turns_holds_up_only_what_follows_it() -> None:
+    side = side_with(3.0)
+    box = side.box("echo")
+    parts: list[Any] = []
+
+    def told_table(_: Any, topic: str, fact: Any) -> bool:
+        parts.append((topic, fact))
+        return len(parts) < 7
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "monotonic", Clock())
+        patch.setattr(side.service, "told_table", told_table)
+        side.inbound.begin_turn()
+        fact = [int(Op.TABLE), "groups", ["exit", 5]]
+        rest = side.inbound.frame(side.session, frame(side, [["echo", 1], fact, ["echo", 2]]))
+        taken = [len(parts)]
+        while rest is not None:
+            assert list(box.queue) == [1]
+            side.inbound.begin_turn()
+            rest = side.inbound.go_on(side.session, rest)
+            taken.append(len(parts))
+        assert taken == [3, 6, 7]
+        assert parts == [("groups", ["exit", 5])] * 7
+        assert list(box.queue) == [1, 2]
+
+
+@virtual
 async def test_refs_that_take_long_to_find_end_the_turn() -> None:
     side = side_with(3.0)
     box = side.box("echo")

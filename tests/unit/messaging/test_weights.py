@@ -12,7 +12,7 @@ import pytest
 
 from fleetlm.errors import WouldBlock
 from fleetlm.messaging.beside import BATCH_ON_LOOP_BYTES
-from fleetlm.messaging.inbound import CHECK_BITS
+from fleetlm.messaging.inbound import CHECK_BITS, LONG_BATCHES
 from fleetlm.messaging.windows import (
     LEAST_WEIGHED_BYTES,
     LEAST_WEIGHED_VALUES,
@@ -282,26 +282,89 @@ def frame_of(side: Side, messages: list[Any]) -> bytes:
     return header(Kind.BATCH, incoming.epoch, incoming.seq) + side.codec.pack_value(messages)
 
 
-@pytest.mark.parametrize("in_each", [1, 50])
+def rest_of(side: Side, frame: bytes) -> int:
+    """Let a node take a frame in turns that are over at once. Returns in how many."""
+    inbound = side.inbound
+    inbound.until = 0.0
+    rest, turns = inbound.frame(side.session, frame), 1
+    while rest is not None:
+        rest = inbound.go_on(side.session, rest)
+        turns += 1
+    return turns
+
+
 @pytest.mark.parametrize(
     "item", [set(), (), dict.fromkeys(range(40))], ids=["sets", "tuples", "numbers as keys"]
 )
-def test_a_batch_that_takes_long_is_unpacked_beside_the_loop(item: Any, in_each: int) -> None:
-    """Its size is that of an honest batch."""
+def test_a_batch_that_takes_long_is_unpacked_in_several_turns(item: Any) -> None:
+    """Its size is that of an honest batch. A long message of it is unpacked beside the loop."""
 
     @virtual
     async def main() -> None:
         side = Pair().there
         box, beside = side.box("box"), note_what_goes_beside(side)
-        count = 2_100 if type(item) is not dict else 150
-        sent = [operations.heavy("box", [item] * (count // in_each), 100 // in_each) for _ in range(in_each)]
+        count = 6_000 if type(item) is not dict else 300
+        sent = [operations.heavy("box", [item] * (count // 50), 5) for _ in range(50)]
         frame = frame_of(side, sent)
         assert len(frame) < BATCH_ON_LOOP_BYTES
-        side.receive([frame])
-        assert (len(beside), len(box.queue)) == (1, 0)
-        assert beside[0]() == (sent, 0)
+        assert rest_of(side, frame) > len(frame) // 2_048
+        assert (len(beside), list(box.queue)) == (0, [message[2] for message in sent])
+        assert side.session.messages_received == 50
+        sent[5] = operations.heavy("box", [item] * count, 1_000)
+        assert rest_of(side, frame_of(side, sent)) > 1
+        assert (len(beside), len(box.queue)) == (1, 55)
+        assert beside[0]() == (sent[5:], 0)
         receive(side, operations.one_way("box", "what comes next is unpacked on the loop"))
-        assert len(box.queue) == 1
+        assert len(box.queue) == 56
+
+    main()
+
+
+def test_after_a_batch_that_takes_long_the_next_ones_are_unpacked_in_slices_at_once() -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box = side.box("box")
+        usual = [operations.one_way("box", "x" * 100)] * 100
+
+        def turns() -> int:
+            return rest_of(side, frame_of(side, usual))
+
+        assert turns() == 1
+        assert (
+            rest_of(side, frame_of(side, [operations.one_way("box", (number,)) for number in range(600)])) > 1
+        )
+        assert side.session.long_batches == LONG_BATCHES
+        assert [turns() > 1 for _ in range(LONG_BATCHES + 1)] == [True] * LONG_BATCHES + [False]
+        assert len(box.queue) == 600 + (LONG_BATCHES + 2) * 100
+
+    main()
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        (["box", LISTS], "counts as 1"),
+        ([], "a malformed message"),
+        (["box", msgpack.ExtType(2, b"\xc1")], "a batch that cannot be read"),
+        (["box", msgpack.ExtType(100, b"")], ""),
+    ],
+    ids=["weight", "no message", "no value", "unreadable"],
+)
+def test_a_batch_in_slices_is_checked_as_any_other(last: Any, why: str) -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box = side.box("box")
+        side.session.long_batches = 1
+        frame = batch(side, *[operations.one_way("box", "x" * 100)] * 100, last)
+        if why:
+            with pytest.raises(BadFrame, match=why):
+                rest_of(side, frame)
+        else:
+            rest_of(side, frame)
+            assert (side.inbound.unreadable, len(box.queue)) == (1, 100)
+        assert 0 < len(box.queue) <= 100
 
     main()
 
@@ -318,43 +381,46 @@ def test_batches_of_small_messages_are_unpacked_on_the_loop() -> None:
     main()
 
 
-def test_a_batch_of_few_large_texts_is_unpacked_on_the_loop_and_one_of_many_values_is_not() -> None:
+def test_a_batch_of_few_large_texts_is_unpacked_at_once_and_one_of_many_values_in_turns() -> None:
     @virtual
     async def main() -> None:
         side = Pair().there
         box, beside = side.box("box"), note_what_goes_beside(side)
         receive(side, *[operations.heavy("box", "x" * 120_000, 40)] * 5)
         receive(side, *[operations.one_way("box", [1] * 20)] * 2_000)
-        assert (len(beside), len(box.queue)) == (0, 2_005)
-        receive(side, *[operations.one_way("box", [1] * 20)] * 4_000)
-        assert (len(beside), len(box.queue)) == (1, 2_005)
+        assert (len(beside), len(box.queue), side.session.long_batches) == (0, 2_005, 0)
+        assert rest_of(side, batch(side, *[operations.one_way("nobody", [1] * 20)] * 4_090)) > 40
+        assert (len(beside), side.inbound.undelivered) == (0, 4_090)
 
     main()
 
 
-def test_a_large_batch_is_unpacked_beside_the_loop_and_always_weighed() -> None:
+def test_a_large_batch_is_unpacked_in_slices_and_may_hold_so_many_messages() -> None:
     @virtual
     async def main() -> None:
         side = Pair().there
         box = side.box("box")
-        side.session.byte_window.draw = lambda _bits: 1 << 30
-        beside: list[Any] = []
-        now = side.inbound.unpack_beside
-
-        def note(session: Any, unpack: Any) -> None:
-            beside.append(unpack)
-            now(session, unpack)
-
-        side.inbound.unpack_beside = note
         small = [operations.one_way("box", "x" * 1_000)] * 300
-        receive(side, *small)
-        assert not beside
-        receive(side, *small, *small)
-        assert (len(beside), len(box.queue)) == (1, 900)
-        assert side.session.messages_received == 900
-        with pytest.raises(BadFrame, match="counts as 1"):
-            receive(side, *small, *small, operations.one_way("box", LARGE))
+        assert rest_of(side, batch(side, *small)) == 2
+        assert rest_of(side, batch(side, *small, *small)) > 200
+        assert side.session.messages_received == len(box.queue) == 900
         with pytest.raises(BadFrame, match="a batch of 4,097 messages"):
             receive(side, *[operations.one_way("box", "x" * 100)] * 4_097)
+
+    main()
+
+
+def test_what_is_unpacked_beside_the_loop_is_always_weighed() -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        side.box("box")
+        side.session.byte_window.draw = lambda _bits: 1 << 30
+        lists = operations.heavy("box", [[]] * 20_000, 1_000)
+        receive(side, lists, *[operations.one_way("box", "x" * 1_000)] * 600)
+        with pytest.raises(BadFrame, match="counts as 1"):
+            receive(
+                side, lists, *[operations.one_way("box", "x" * 1_000)] * 600, operations.one_way("box", LARGE)
+            )
 
     main()
