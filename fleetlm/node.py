@@ -833,12 +833,7 @@ class Node(OffersLeaders):
             False if it has not ended within ``timeout`` seconds.
         """
         check_timeout(timeout)
-        task = self._local.task_of(pid)
-        if task is None:
-            return True
-        done, _ = await asyncio.wait({task}, timeout=timeout)
-        self._local.settle(task)
-        return bool(done)
+        return await self._local.join(pid, timeout)
 
     def processes(self) -> builtins.list[ProcessInfo]:
         """Return a snapshot of each process of this node, in the order in which they were spawned."""

@@ -330,6 +330,16 @@ class LocalProcesses:
         if task in self._tasks and task.done():
             self._reap(task)
 
+    async def join(self, pid: Pid, timeout_s: float | None) -> bool:
+        """See `Node.join`."""
+        check_loop(self._loop, "Node.join")
+        task = self.task_of(pid)
+        if task is None:
+            return True
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        self.settle(task)
+        return bool(done)
+
     async def _run(self, function: ProcessFunction, process: RunningProcess, args: tuple[Any, ...]) -> None:
         """Run a process function as the task of its process; contain what it raises (`boundary`)."""
         if process._task is None:  # An eager task factory runs this within `spawn`.
@@ -398,11 +408,15 @@ class LocalProcesses:
             return  # It was killed, so it has been removed already.
         try:
             reason = self._find_reason(process, task, error)
-        except Exception as failed:  # noqa: BLE001  # the class of the program's exception is broken
+        except Exception as failed:  # noqa: BLE001  # the program's exception is broken, or its logging
             why = f"its exception cannot be looked at: that raises {type(failed).__name__}"
             who = process.name or process.pid
-            log.error(_CRASHED, who, process.runs, f": {why}")  # noqa: TRY400  # nor can its traceback be made
             reason = Crash(type(error).__name__, why, "")
+            try:
+                log.error(_CRASHED, who, process.runs, f": {why}")  # noqa: TRY400  # nor can its traceback be made
+            finally:  # A logging handler may raise.
+                self._remove(process, reason)
+            return
         error = None
         self._remove(process, reason)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -455,3 +456,43 @@ async def test_a_process_that_is_told_to_end_in_a_later_turn_takes_no_message_be
     assert local.info() == []
     assert taken == []
     assert local.task_of(pids[-1]) is None
+
+
+def test_a_logging_handler_that_raises_keeps_no_crashed_process() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the disk is full")
+
+    async def crash(process: Process) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        node = FakeNode()
+        node.local.spawn(crash, (), "crasher")
+        await turns()
+        assert node.local.count == 0
+        assert node.local.table.registered() == {}
+
+    logger, broken = logging.getLogger("fleetlm"), Broken()
+    logger.addHandler(broken)
+    try:
+        asyncio.run(main())
+    finally:
+        logger.removeHandler(broken)
+
+
+@virtual
+async def test_a_join_from_another_thread_is_refused() -> None:
+    node = FakeNode()
+    raised: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            node.local.join(Pid(HERE, 1, 1), 1.0).send(None)
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=join)
+    thread.start()
+    thread.join()
+    assert "Node.join was called from the thread" in str(raised[0])
