@@ -4,7 +4,7 @@ A frame may hold thousands of messages, and each of them may be costly: a proces
 `Inbound` stops when the time of a turn is over, and what is left of the frame comes here. Everything that
 comes from the same source meanwhile queues behind it, also the end of its connection, whichever half of it
 ends first: the last word of a node that has left may stand in the queue. In each of the next
-turns of the loop the sources with a queue are served for `Settings.inbound_turn_s` in all, one after
+turns of the loop the sources with a queue are served for half of `Settings.inbound_turn_s` in all, one after
 the other; the next turn begins with the next of them. So a peer that floods holds up itself, and other peers
 for the time of one turn.
 
@@ -12,7 +12,7 @@ for the time of one turn.
 goes on, the answer leaves. If each of these rounds had a turn of the queues in it, every call would take up
 to three turns longer. So a turn is followed by a pause, in which the rest of the node has the loop for
 itself. It lasts for a round at least, in which the sockets are read; then it ends with the first round in
-which nothing else was done, or when it has lasted as long as a turn may. So the rest of the node has half of
+which nothing else was done, or when it has lasted as long as a turn may. So the rest of the node has two thirds of
 the loop's time if it needs that, and what it does not need goes to the queues. Pauses are measured in
 processor time of the loop's thread: while the system runs other programs, the rest of the node does nothing.
 
