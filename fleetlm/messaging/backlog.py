@@ -12,9 +12,10 @@ for the time of one turn.
 goes on, the answer leaves. If each of these rounds had a turn of the queues in it, every call would take up
 to three turns longer. So a turn is followed by a pause, in which the rest of the node has the loop for
 itself. It lasts for a round at least, in which the sockets are read; then it ends with the first round in
-which nothing else was done, or when it has lasted as long as a turn may. So the rest of the node has two thirds of
-the loop's time if it needs that, and what it does not need goes to the queues. Pauses are measured in
-processor time of the loop's thread: while the system runs other programs, the rest of the node does nothing.
+which nothing else was done, or when it has lasted for `Settings.inbound_turn_s`. So the rest of the node has
+two thirds of the loop's time if it needs that, and what it does not need goes to the queues. Pauses are
+measured in processor time of the loop's thread: while the system runs other programs, the rest of the node
+does nothing.
 
 A queue holds what is in flight on its connection, which the peer's window bounds; signals come on top. A peer
 that sends more than `Settings.max_unread_bytes` ignores its window.
