@@ -568,8 +568,9 @@ async def test_ipv6() -> None:
 
 
 async def test_a_node_listens_on_all_addresses_where_it_is_told_to() -> None:
-    async with station("*", PORT + 3) as a, station() as b:
-        channel = b.dial("127.0.0.1", PORT + 3)
+    port = 24_690  # No other test listens there, on any address.
+    async with station("*", port) as a, station() as b:
+        channel = b.dial("127.0.0.1", port)
         assert await b.seen.until("opened") == (channel,)
         await carries(b, channel, a, b"through the wall")
         assert a.seen.all("met")[0][1] == b.ip

@@ -234,7 +234,7 @@ def frame(side: Side, messages: list[Any]) -> bytes:
 
 def side_with(turn_s: float) -> Side:
     side = Side(HERE, THERE, Settings())
-    side.inbound.turn_s = turn_s
+    side.inbound.turn_s = turn_s / module.QUEUED_PART
     return side
 
 
