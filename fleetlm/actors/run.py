@@ -140,9 +140,9 @@ class ActorRun(Generic[ProcessT]):
         self._failures = failures
         self._taps = taps
         self._open: dict[Call, asyncio.Task[Any] | None] = {}
+        """Calls being served, each with the task that serves it; None if it must not be interrupted."""
         self._interrupted: dict[Call, int] = {}
         """Calls whose handlers were cancelled, and the count of their tasks before that."""
-        """Calls being served, each with the task that serves it; None if it must not be interrupted."""
         self._concurrent: dict[asyncio.Task[None], Handler] = {}
         """The tasks of concurrent handlers."""
         self._max_concurrent = settings.concurrent_handlers

@@ -156,8 +156,8 @@ class Driver:
         self._by_source: dict[bytes, Session] = {}
         self._by_channel: dict[int, Session] = {}
         self._endings: dict[tuple[str, int], _Ending] = {}
-        self._former_windows = FormerWindows()
         """Address and port of a node that was lost → what is still to be done for it."""
+        self._former_windows = FormerWindows()
         self._transport = transport
         self._codec = codec
         self._events = events
