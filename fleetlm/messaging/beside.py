@@ -8,7 +8,7 @@ A peer chooses what its bytes consist of: a mebibyte of empty sets, or of keys t
 second to unpack. What is unpacked on the loop is therefore small (`ON_LOOP_BYTES`), or has few values, and
 little of what travels beside it must be copied. Batches are mostly small messages, of which no size tells how
 long they take. So a batch is begun on the loop, and where it takes too long (`MOST_STEPS_ON_LOOP`), it is
-unpacked here from the start.
+unpacked there in slices (`wire.sliced_batch`); what cannot be cut comes here, with all that follows it.
 
 Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
 the loop each time, for a second in the end. It is switched off meanwhile.
@@ -34,18 +34,19 @@ from fleetlm.wire.decoder import TooManySteps
 from fleetlm.wire.extensions import BadData
 from fleetlm.wire.frames import ARRAY32
 from fleetlm.wire.large import copied_bytes, has_few_values
+from fleetlm.wire.sliced_batch import FEW_VALUES, WHOLE_BYTES
 from fleetlm.wire.weights import Scale
 
 if TYPE_CHECKING:
     from fleetlm.messaging.chunks import Whole
     from fleetlm.wire.codec import Codec
 
-ON_LOOP_BYTES = 16 * 1024
+ON_LOOP_BYTES = WHOLE_BYTES
 """A larger message is unpacked and weighed beside the loop, if it consists of many values: at worst, 16 KiB
 take 6 ms. A thread costs 0.1 ms, and delays what comes behind."""
 MOST_STEPS_ON_LOOP = 2_048
-"""As long as a batch may take on the loop (`Decoder.unpack_batch`): 4 ms or so. Nothing is counted of plain
-messages, and there is room for two tuples in each message of `Settings.batch_messages`."""
+"""As long as a batch may take in one go (`Decoder.unpack_batch`): a millisecond or so. Nothing is counted of
+plain messages."""
 BATCH_ON_LOOP_BYTES = 96 * 1024
 """The same of a batch. Batches of honest peers are smaller, or have few values: they hold
 `Settings.batch_bytes` and one message, which is mostly text or bytes where it is larger than that."""
@@ -54,9 +55,6 @@ COLLECTED_BYTES = 32 * 1024
 BESIDE_BYTES = 1024 * 1024
 """From this size on also a message of few values is unpacked beside the loop; and from this many bytes on
 that must be copied to unpack it."""
-FEW_VALUES = 1_024
-"""So many values take a millisecond at worst. Counting them takes less than a thread."""
-
 TURN_S = 0.0002
 """Seconds for which the loop waits for the interpreter while a message is unpacked beside it. A switch takes
 some 10 us, and there are no more of them than calls of the system."""
@@ -128,10 +126,10 @@ def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
 
 
 def unpack_long_batch(codec: Codec, body: memoryview) -> list[Any]:
-    """Unpack a batch that may hold too many messages, or take long, on the loop.
+    """Unpack a batch that may hold too many messages, or take long, in one go on the loop.
 
     Raises:
-        TooManySteps: it should be unpacked beside the loop.
+        TooManySteps: it should be unpacked in slices.
         BadData: the bytes are no batch, or hold too many messages.
     """
     size = len(body)

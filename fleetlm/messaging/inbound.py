@@ -336,8 +336,9 @@ class Inbound:
             for messages, packed in batch.slices():
                 if batch.count > MAX_BATCH_MESSAGES:
                     raise BadFrame(f"a batch of {batch.count:,} messages")
-                body = array_head(len(messages)) + packed
-                self._check_units(session, messages, body, batch.values)
+                if batch.values >= LEAST_WEIGHED_VALUES or len(packed) >= UNIT_BYTES:
+                    body = array_head(len(messages)) + packed
+                    self._check_units(session, messages, body, batch.values)
                 if batch.failures != failures:
                     failures = batch.failures
                     messages = self._unreadable.drop(session, messages)  # noqa: PLW2901  what is left of them

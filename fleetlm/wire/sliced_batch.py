@@ -24,7 +24,7 @@ SLICE_BYTES = 2 * 1024
 WHOLE_BYTES = 16 * 1024
 """A longer message is not unpacked here if it has many values."""
 FEW_VALUES = 1_024
-"""So many values take a millisecond at worst."""
+"""So many values take a millisecond at worst. Counting them takes less than a thread."""
 
 
 class SlicedBatch(Decoder):
