@@ -190,19 +190,22 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
-def apart(victim: int, attacker: int) -> None:
-    """Give the loop of the victim a core, and ZeroMQ's thread another one, which the attacker shares.
+def apart(victim: int, honest: int, attacker: int) -> None:
+    """Let these processes share this machine as if each had its own; see above.
 
-    Does nothing where there is one core, or where threads cannot be bound to cores.
+    Does nothing where there is one core, or where threads cannot be bound to cores. Without the right to set
+    real-time priorities, only the cores are set.
     """
     cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if len(cores) < 2:
         return
-    for pid, rest in ((victim, cores[0]), (attacker, cores[1])):
+    for pid, own in ((victim, cores[:1]), (honest, cores), (attacker, cores[1:2])):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                is_zeromq = (task / "comm").read_text().startswith("ZMQbg/IO")
-                os.sched_setaffinity(int(task.name), {cores[1] if is_zeromq else rest})
+            is_zeromq = (task / "comm").read_text().startswith("ZMQbg/IO")
+            os.sched_setaffinity(int(task.name), cores[1:2] if pid == victim and is_zeromq else own)
+            if pid == honest or (pid == victim and is_zeromq):
+                with contextlib.suppress(PermissionError):
+                    os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
 
 
 def environment(ip: str, port: int, cookie: str | None) -> dict[str, str]:
@@ -251,7 +254,7 @@ class Lab:
         try:
             self._honest.answer()
             attacker.answer()
-            apart(self._victim.process.pid, attacker.process.pid)
+            apart(*(member.process.pid for member in (self._victim, self._honest, attacker)))
             time.sleep(SETTLE_S)
             quiet = self._phase(lambda: time.sleep(quiet_s))
             facts: dict[str, Any] = {}
