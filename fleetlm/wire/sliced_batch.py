@@ -119,7 +119,12 @@ class SlicedBatch(Decoder):
     def _read_ext(self, code: int, data: bytes) -> Any:
         if len(data) > WHOLE_BYTES and not has_few_values(memoryview(data), FEW_VALUES, inside=True):
             raise TooManySteps
-        return super()._read_ext(code, data)
+        try:
+            return super()._read_ext(code, data)
+        except (
+            msgpack.OutOfData
+        ) as error:  # Of this value; of a message, it means that the next slice has more.
+            raise bad_data(error) from error
 
 
 def array_head(count: int) -> bytes:

@@ -150,6 +150,15 @@ def test_nonsense_is_refused_as_elsewhere(body: bytes, why: str) -> None:
         unpack(CODEC.sliced_batch(memoryview(body)))
 
 
+def test_a_value_that_is_cut_short_is_not_taken_for_the_end_of_a_slice() -> None:
+    tuple_that_is_cut = msgpack.packb(msgpack.ExtType(Ext.TUPLE, b"\x92\x01"))
+    message = b"\x93" + tuple_that_is_cut + msgpack.packb("x" * 3 * SLICE_BYTES) + b"\x01"
+    body = array_head(1) + message
+    for unpack_it in (CODEC.unpack_batch, lambda body: unpack(CODEC.sliced_batch(memoryview(body)))):
+        with pytest.raises(BadData, match="No more data"):
+            unpack_it(body)
+
+
 def test_a_batch_that_is_cut_anywhere_is_refused_and_what_came_before_is_fine() -> None:
     messages = [["box", dt.date(2026, 1, 1 + number % 28), "x" * 40] for number in range(200)]
     packed, rng = batch_of(*messages), random.Random(7)
