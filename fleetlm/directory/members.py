@@ -91,8 +91,8 @@ class ReplicatedMembers:
             functools.partial(replication.before_change, self.topic),
             context.loop.time,
         )
-        self._joined: OrderedDict[tuple[str, Pid], float] = OrderedDict()
-        """Members that have joined lately → when; the oldest first."""
+        self._joined: OrderedDict[tuple[str, str, int, int], float] = OrderedDict()
+        """Members that have joined lately → when; the oldest first. See `_key`."""
         self._newcomers: dict[str, int] = {}
         """Group → how many of its members are in there."""
         self._chosen: dict[Pid, int] = {}
@@ -187,18 +187,18 @@ class ReplicatedMembers:
 
     def joined(self, group: str, pid: Pid) -> None:
         """Note that a process has joined a group."""
-        joined, now = self._joined, self._context.loop.time()
-        if (group, pid) not in joined:
+        joined, now, key = self._joined, self._context.loop.time(), _key(group, pid)
+        if key not in joined:
             self._newcomers[group] = self._newcomers.get(group, 0) + 1
-        joined[group, pid] = now
-        joined.move_to_end((group, pid))
+        joined[key] = now
+        joined.move_to_end(key)
         if len(joined) > MAX_NEWCOMERS:
-            self._forget_newcomer(*next(iter(joined)))
+            self._forget_newcomer(next(iter(joined)))
         self._forget_newcomers(now)
 
     def left(self, group: str, pid: Pid) -> None:
         """Forget what a process told as a member of a group that it has left."""
-        self._forget_newcomer(group, pid)
+        self._forget_newcomer(_key(group, pid))
         self.facts.left(group, pid)
 
     def packed(self, meta: Any) -> bytes | None:
@@ -263,7 +263,7 @@ class ReplicatedMembers:
 
         To a node that has just started every member is new, so none is.
         """
-        at = self._joined.get((group, pid))
+        at = self._joined.get(_key(group, pid))
         if at is None or at - self._began_at < self._newcomer_s:
             return math.inf
         return now - at
@@ -276,10 +276,11 @@ class ReplicatedMembers:
         """Forget the members that have joined long enough ago."""
         joined = self._joined
         while joined and now - next(iter(joined.values())) > self._newcomer_s:
-            self._forget_newcomer(*next(iter(joined)))
+            self._forget_newcomer(next(iter(joined)))
 
-    def _forget_newcomer(self, group: str, pid: Pid) -> None:
-        if self._joined.pop((group, pid), None) is not None:
+    def _forget_newcomer(self, key: tuple[str, str, int, int]) -> None:
+        if self._joined.pop(key, None) is not None:
+            group = key[0]
             self._newcomers[group] -= 1
             if not self._newcomers[group]:
                 del self._newcomers[group]
@@ -385,3 +386,8 @@ class Member:
         """
         self._check(self.group, self.pid)
         self._replicated.report(self.group, self.pid, {**(gauges or {}), **named})
+
+
+def _key(group: str, pid: Pid) -> tuple[str, str, int, int]:
+    """Return a membership as a tuple of texts and numbers, which Python's collector leaves out."""
+    return group, pid.node, pid.incarnation, pid.number

@@ -25,17 +25,42 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import thread_time
-from typing import Any
-
-Rest = Iterator[list[Any]]
-"""The messages of a frame that were not delivered yet, in slices."""
+from typing import Any, Self
 
 QUIET_S = 0.000_03
 """Processor seconds of a round of the loop in which hardly anything else was done. An empty round takes some
 2 us, and one in which a call is read or answered takes 50. On a slow machine no round is quiet, and pauses
 last as long as turns."""
+
+
+class Rest:
+    """The messages of a frame that were not delivered yet, in slices. A slice that was begun can be put back.
+
+    (A chain of iterators would grow by a link with each turn, and each link keeps what it has delivered.)
+
+    Args:
+        slices: the messages, in their order.
+    """
+
+    __slots__ = ("_begun", "_slices")
+
+    def __init__(self, slices: Iterable[list[Any]]) -> None:
+        self._slices = iter(slices)
+        self._begun: list[Any] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Any]:
+        begun, self._begun = self._begun, None
+        return next(self._slices) if begun is None else begun
+
+    def put_back(self, begun: list[Any]) -> Self:
+        """Let these messages come next. Returns this object."""
+        self._begun = begun
+        return self
 
 
 class _Queue:

@@ -55,7 +55,7 @@ COLLECTED_BYTES = 32 * 1024
 BESIDE_BYTES = 1024 * 1024
 """From this size on also a message of few values is unpacked beside the loop; and from this many bytes on
 that must be copied to unpack it."""
-TURN_S = 0.0002
+TURN_S = 0.0001
 """Seconds for which the loop waits for the interpreter while a message is unpacked beside it. A switch takes
 some 10 us, and there are no more of them than calls of the system."""
 

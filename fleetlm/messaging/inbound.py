@@ -31,11 +31,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
+from operator import length_hint
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
+from fleetlm.messaging.backlog import Rest
 from fleetlm.messaging.beside import (
     MOST_STEPS_ON_LOOP,
     Unpacked,
@@ -75,7 +76,6 @@ from fleetlm.wire.weights import VALUE_BYTES, Scale
 if TYPE_CHECKING:
     import asyncio
 
-    from fleetlm.messaging.backlog import Rest
     from fleetlm.messaging.chunks import Whole
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.messaging.session import Session
@@ -91,6 +91,10 @@ QUEUED_PART = 0.5
 waits for one of them, and half of a millisecond costs the queues little."""
 LONG_BATCHES = 16
 """Batches that are read in slices after one that took long: who sends such a batch sends more."""
+MUCH_LEFT = 0.75
+"""A batch takes long also if more than this part of it is left after its first turn. Its messages wait for
+many turns then, and if they are unpacked, the collector of cyclic garbage visits them again and again.
+Messages for mailboxes do not take so long."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 _SHORT_BYTES = MAX_BATCH_MESSAGES
@@ -241,7 +245,7 @@ class Inbound:
             try:
                 messages = self._read_batch(session, frame)
             except TooManySteps:
-                return self.go_on(session, self._read_slices(session, frame))
+                return self.go_on(session, Rest(self._read_slices(session, frame)))
         elif kind == Kind.CHUNK:
             messages = self._read_chunk(session, memoryview(frame)[HEADER_BYTES:], tail)
         else:
@@ -253,12 +257,16 @@ class Inbound:
         self._is_late = False
         self._deliver(session, unread)
         left = self._left(unread) if self._is_late else None
-        return iter((left,)) if left else None
+        return Rest((left,)) if left else None
 
     def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
         """Deliver the messages of a long frame. Returns and raises: as `frame`."""
-        starts = range(0, len(messages), SLICE_MESSAGES)
-        return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
+        starts = iter(range(0, len(messages), SLICE_MESSAGES))
+        slices = (messages[start : start + SLICE_MESSAGES] for start in starts)
+        rest = self.go_on(session, Rest(slices))
+        if rest is not None and length_hint(starts) * SLICE_MESSAGES > MUCH_LEFT * len(messages):
+            session.long_batches = LONG_BATCHES
+        return rest
 
     def take_unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> Rest | None:
         """Deliver what was unpacked beside the loop. Returns and raises: as `frame`."""
@@ -278,8 +286,8 @@ class Inbound:
             self._is_late = False
             self._deliver(session, unread)
             if self._is_late or monotonic() >= self.until:
-                left = self._left(unread)
-                return chain((left,), rest) if left else _unless_empty(rest)
+                left = self._left(unread) or next(rest, None)
+                return None if left is None else rest.put_back(left)
         return None
 
     def _left(self, unread: Iterator[Any]) -> list[Any]:
@@ -322,7 +330,7 @@ class Inbound:
             credit.look()
         return messages
 
-    def _read_slices(self, session: Session, frame: bytes) -> Rest:
+    def _read_slices(self, session: Session, frame: bytes) -> Iterator[list[Any]]:
         """Yield the messages of a BATCH that takes long, a few at a time; those that can be read.
 
         What cannot be read in slices is unpacked beside the loop, and delivered by `take_unpacked`.
@@ -673,10 +681,3 @@ class Inbound:
 
 def _ignore(_call: Call) -> None:
     """Do nothing when a request to the node itself is over."""
-
-
-def _unless_empty(rest: Rest) -> Rest | None:
-    """Return the slices that are left, or None if there is none."""
-    for first in rest:
-        return chain((first,), rest)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections import Counter
 from fractions import Fraction
@@ -339,6 +340,8 @@ async def test_nothing_is_kept_of_members_that_have_gone(
     with one.groups.chosen("g0") as pid, one.groups.chosen("g1", by="two_choices"):
         assert kept.outstanding(pid) == 1
         assert len(kept._joined) == sum(kept._newcomers.values()) == 5
+        gc.collect()
+        assert not any(map(gc.is_tracked, kept._joined))  # The collector has nothing to visit there.
         await fleet.until(lambda: two.groups._replicated.members.facts.outstanding(pid) == 1)
     two.exit(two.groups.local_members("g0")[0])
     await fleet.crash(three)

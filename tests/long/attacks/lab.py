@@ -199,11 +199,12 @@ def apart(victim: int, honest: int, attacker: int) -> None:
     cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if len(cores) < 2:
         return
-    for pid, own in ((victim, cores[:1]), (honest, cores), (attacker, cores[1:2])):
+    for pid in (victim, honest, attacker):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            is_zeromq = (task / "comm").read_text().startswith("ZMQbg/IO")
-            os.sched_setaffinity(int(task.name), cores[1:2] if pid == victim and is_zeromq else own)
-            if pid == honest or (pid == victim and is_zeromq):
+            is_zeromq = pid == victim and (task / "comm").read_text().startswith("ZMQbg/IO")
+            if pid == attacker or is_zeromq:
+                os.sched_setaffinity(int(task.name), cores[1:2])
+            if pid == honest or is_zeromq:
                 with contextlib.suppress(PermissionError):
                     os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
 

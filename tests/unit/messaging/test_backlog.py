@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import weakref
 from typing import Any
 
 import pytest
@@ -53,8 +53,29 @@ class Node:
         return [number for whose, number in self.done if whose == source]
 
 
-def slices(*numbers: int) -> Iterator[list[int]]:
-    return iter([[number] for number in numbers])
+def slices(*numbers: int) -> Rest:
+    return Rest([number] for number in numbers)
+
+
+def test_a_slice_that_was_put_back_comes_next() -> None:
+    rest = slices(1, 2)
+    assert next(rest) == [1]
+    assert list(rest.put_back([])) == [[], [2]]
+
+
+def test_what_was_delivered_of_a_frame_is_not_kept_until_its_end() -> None:
+    class Message:
+        """Something that can be watched."""
+
+    rest, delivered = Rest([Message(), Message()] for _ in range(3)), []
+    for messages in rest:
+        delivered.append(weakref.ref(messages.pop(0)))
+        if len(delivered) == 5:
+            break
+        if messages:
+            rest.put_back(messages)
+    del messages
+    assert [message() for message in delivered] == [None] * 5
 
 
 @virtual
@@ -253,6 +274,23 @@ async def test_messages_are_delivered_in_slices_between_which_the_clock_is_looke
     assert list(box.queue) == list(range(count))
     assert looks == 3
     assert side.session.messages_received == count
+
+
+@virtual
+async def test_batches_that_follow_one_of_which_much_is_left_are_read_in_slices() -> None:
+    count = 9 * SLICE_MESSAGES
+    for slices_taken, turn_s in [(1, 0.5), (2, 1.5)]:
+        side = side_with(turn_s)
+        box = side.box("echo")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "monotonic", Clock())
+            side.inbound.begin_turn()
+            rest = side.inbound.frame(side.session, frame(side, [["echo", n] for n in range(count)]))
+            assert len(box.queue) == slices_taken * SLICE_MESSAGES
+            assert side.session.long_batches == (module.LONG_BATCHES if slices_taken == 1 else 0)
+            while rest is not None:
+                rest = side.inbound.go_on(side.session, rest)
+        assert list(box.queue) == list(range(count))
 
 
 @virtual
