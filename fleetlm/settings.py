@@ -342,8 +342,9 @@ class Settings(Record):
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
     inbound_turn_s: float = 0.001
     """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
-    turns, of one peer after the other: what a peer asks for may be costly, and others must not wait. After a
-    turn the rest of the node comes first for as long, if it has work to do."""
+    turns, of one peer after the other, which last half as long: what a peer asks for may be costly, and
+    others must not wait. After such a turn the rest of the node comes first for up to ``inbound_turn_s``, if
+    it has work to do."""
     stalled_after_s: float = 5.0
     """Seconds after which waiting for room is logged once, with both ends: longer than a burst takes."""
     max_open_calls: int = 65_536

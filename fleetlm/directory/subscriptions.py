@@ -20,15 +20,19 @@ texts and numbers, and make events of them for those who subscribe.
 
 When the node stops, the feed is closed: each subscription ends after what is queued.
 
-Everything happens on the node's event loop, so there are no locks. One task reads a subscription.
+Everything happens on the node's event loop, so there are no locks: on another loop nothing would wake the
+reader, and it is refused. One task reads a subscription.
 """
 
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
+
+from fleetlm.messaging.own_loop import check_loop
 
 E = TypeVar("E")
 
@@ -46,7 +50,7 @@ class Subscription(Generic[E]):
 
     Raises:
         RuntimeError: when it is iterated by a second task while a first one waits; each task needs a
-            subscription of its own.
+            subscription of its own. Also when it is made or iterated on another event loop than the node's.
     """
 
     def __init__(self, feed: Feed[E], is_wanted: Callable[[E], bool]) -> None:
@@ -64,6 +68,7 @@ class Subscription(Generic[E]):
         return self
 
     async def __anext__(self) -> E:
+        self._feed.check_loop()
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
@@ -138,6 +143,8 @@ class Feed(Generic[E]):
         self._present = _Present(self)
         self._subscriptions: dict[Subscription[E], None] = {}
         self._closed = False
+        self._loop = _get_running_loop()
+        """The node's loop; None for a feed that was made without one."""
 
     @property
     def present(self) -> Iterable[E]:
@@ -149,13 +156,22 @@ class Feed(Generic[E]):
 
         Args:
             is_wanted: whether an event interests the subscriber.
+
+        Raises:
+            RuntimeError: on another loop than the feed's.
         """
+        self.check_loop()
         subscription = Subscription(self, is_wanted)
         self._subscriptions[subscription] = None
         subscription._catch_up()  # noqa: SLF001  # the other half of this module
         if self._closed:
             subscription.close()
         return subscription
+
+    def check_loop(self) -> None:
+        """Raise RuntimeError on another loop than the feed's."""
+        if self._loop is not None:
+            check_loop(self._loop, "A subscription")
 
     def forget(self, subscription: Subscription[E]) -> None:
         """Drop a subscription."""

@@ -55,6 +55,7 @@ async def test_whatever_needs_the_loop_is_refused_elsewhere_and_nothing_is_done(
     here, there = one.ref(Idle, pid), one.ref(Idle, "idle", at=two.name)
     assert await there.call(Idle.ping) == "pong"
     before = [info.pid for info in one.processes()]
+    events = one.events()
     for nth, code in enumerate(
         (
             lambda: one.spawn(Idle),
@@ -74,6 +75,9 @@ async def test_whatever_needs_the_loop_is_refused_elsewhere_and_nothing_is_done(
             lambda: one.connect(two.name),
             one.stop,
             lambda: one.groups.join("group", pid),
+            one.events,
+            lambda: one.groups.watch("group"),
+            lambda: anext(events),
             lambda: process.link(pid),
             lambda: process.monitor("idle"),
             lambda: process.exit(pid),
