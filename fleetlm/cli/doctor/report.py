@@ -10,7 +10,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fleetlm.cli.doctor.findings import FAIL, OK, WARN, Finding, failed
 from fleetlm.escapes import escape
@@ -58,9 +58,18 @@ def show(reports: Sequence[Report], as_json: bool) -> None:
     for report in merged:
         if report.node:
             print(f"\n{escape(report.node)}\n")
-        for finding in report.findings:
+        for finding in said_once(report.findings):
             print(format_finding(finding, sys.stdout.isatty()))
     print(f"\n{summarize(findings)}")
+
+
+def said_once(findings: Sequence[Finding]) -> list[Finding]:
+    """Of findings in a row with the same cure, as those of dead peers, leave it only to the last."""
+    cures = [finding.cure for finding in findings]
+    return [
+        replace(finding, cure="") if cure == below else finding
+        for finding, cure, below in zip(findings, cures, [*cures[1:], ""], strict=False)
+    ]
 
 
 def summarize(findings: Iterable[Finding]) -> str:

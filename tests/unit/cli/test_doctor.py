@@ -715,3 +715,15 @@ def test_a_report_moves_no_cursor_and_forges_no_line() -> None:
         assert "\u202e" not in text
         assert not any(line.startswith("ok") for line in text.split("\n"))
         assert "\\x1b[2J\\nok" in text
+
+
+def test_what_to_do_about_many_dead_peers_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    dead = [Finding(FAIL, "peer", f"10.0.0.{number} is dead", "Start it") for number in range(3)]
+    found = [Finding(OK, "dns", "fine"), *dead, Finding(FAIL, "peer", "10.0.0.9 is odd", "Look"), dead[0]]
+    report.show([Report("", found)], as_json=False)
+    assert [line[19:] for line in capsys.readouterr().out.splitlines()[:9]] == [
+        "fine", "10.0.0.0 is dead", "10.0.0.1 is dead", "10.0.0.2 is dead", "→ Start it",
+        "10.0.0.9 is odd", "→ Look", "10.0.0.0 is dead", "→ Start it",
+    ]  # fmt: skip
+    report.show([Report("", found)], as_json=True)
+    assert capsys.readouterr().out.count("Start it") == 4
