@@ -286,8 +286,10 @@ class Inbound:
             self._is_late = False
             self._deliver(session, unread)
             if self._is_late or monotonic() >= self.until:
-                left = self._left(unread) or next(rest, None)
-                return None if left is None else rest.put_back(left)
+                if left := self._left(unread):
+                    return rest.put_back(left)
+                following = next(rest, None)
+                return None if following is None else rest.put_back(following)
         return None
 
     def _left(self, unread: Iterator[Any]) -> list[Any]:
