@@ -121,9 +121,7 @@ class SlicedBatch(Decoder):
             raise TooManySteps
         try:
             return super()._read_ext(code, data)
-        except (
-            msgpack.OutOfData
-        ) as error:  # Of this value; of a message, it means that the next slice has more.
+        except msgpack.OutOfData as error:  # From a message it would mean that the next slice has more.
             raise bad_data(error) from error
 
 

@@ -3,10 +3,11 @@
 A lab has three processes: a victim, an honest peer that calls it all the time, one call at a time, and the
 attacker. They first run for a while without the attack (``quiet``), and then with it.
 
-On its own machine the attacker would not take the processor away from the victim. So it runs with the lowest
-priority, and `apart` keeps the two threads of the victim that work on different cores. Without that, the
-scheduler leaves both on one core for tens of milliseconds, in turns of one tick (4 ms at 250 Hz), while the
-attacker has the other core; the slow calls of the honest peer showed this and little else (``perf sched``).
+On its own machine the attacker would not take the processor away from the others. So it runs with the lowest
+priority, and `apart` gives the two threads of the victim that work different cores, and real-time priority to
+those that hardly work: that of ZeroMQ, and the peer. Without it the scheduler left both threads of the victim
+on one core for tens of milliseconds, in turns of one tick (4 ms at 250 Hz), and let others wait for the tick
+of the attacker; the slow calls of the honest peer showed this and little else (``perf sched``).
 
 Everything is on loopback addresses of its own, and ends by itself.
 """
