@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 from fleetlm.actors.handlers import HasHandlers, check_actor, name_of_marked
 from fleetlm.actors.refs import ActorRefs
 from fleetlm.core.group_table import Effect, GroupTable, Tell
-from fleetlm.directory.members import Member, ReplicatedMembers
+from fleetlm.directory.members import Member, ReplicatedMembers, membership_key
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import NoProcess
 from fleetlm.ids import Pid
@@ -626,8 +626,7 @@ def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:
 
 def _key(change: Change) -> tuple[str, str, int, int]:
     """Return what a change is about, without objects: the feed keeps it."""
-    pid = change.pid
-    return change.group, pid.node, pid.incarnation, pid.number
+    return membership_key(change.group, change.pid)
 
 
 def _joined(key: tuple[str, str, int, int]) -> Change:

@@ -92,7 +92,7 @@ class ReplicatedMembers:
             context.loop.time,
         )
         self._joined: OrderedDict[tuple[str, str, int, int], float] = OrderedDict()
-        """Members that have joined lately → when; the oldest first. See `_key`."""
+        """Members that have joined lately → when; the oldest first. See `membership_key`."""
         self._newcomers: dict[str, int] = {}
         """Group → how many of its members are in there."""
         self._chosen: dict[Pid, int] = {}
@@ -187,7 +187,7 @@ class ReplicatedMembers:
 
     def joined(self, group: str, pid: Pid) -> None:
         """Note that a process has joined a group."""
-        joined, now, key = self._joined, self._context.loop.time(), _key(group, pid)
+        joined, now, key = self._joined, self._context.loop.time(), membership_key(group, pid)
         if key not in joined:
             self._newcomers[group] = self._newcomers.get(group, 0) + 1
         joined[key] = now
@@ -198,7 +198,7 @@ class ReplicatedMembers:
 
     def left(self, group: str, pid: Pid) -> None:
         """Forget what a process told as a member of a group that it has left."""
-        self._forget_newcomer(_key(group, pid))
+        self._forget_newcomer(membership_key(group, pid))
         self.facts.left(group, pid)
 
     def packed(self, meta: Any) -> bytes | None:
@@ -263,7 +263,7 @@ class ReplicatedMembers:
 
         To a node that has just started every member is new, so none is.
         """
-        at = self._joined.get(_key(group, pid))
+        at = self._joined.get(membership_key(group, pid))
         if at is None or at - self._began_at < self._newcomer_s:
             return math.inf
         return now - at
@@ -388,6 +388,6 @@ class Member:
         self._replicated.report(self.group, self.pid, {**(gauges or {}), **named})
 
 
-def _key(group: str, pid: Pid) -> tuple[str, str, int, int]:
+def membership_key(group: str, pid: Pid) -> tuple[str, str, int, int]:
     """Return a membership as a tuple of texts and numbers, which Python's collector leaves out."""
     return group, pid.node, pid.incarnation, pid.number

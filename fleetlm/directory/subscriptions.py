@@ -171,7 +171,7 @@ class Feed(Generic[E]):
     def check_loop(self) -> None:
         """Raise RuntimeError on another loop than the feed's."""
         if self._loop is not None:
-            check_loop(self._loop, "A subscription")
+            check_loop(self._loop, "A method that subscribes or takes an event")
 
     def forget(self, subscription: Subscription[E]) -> None:
         """Drop a subscription."""

@@ -202,11 +202,11 @@ def apart(victim: int, honest: int, attacker: int) -> None:
         return
     for pid in (victim, honest, attacker):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            is_zeromq = pid == victim and (task / "comm").read_text().startswith("ZMQbg/IO")
-            if pid == attacker or is_zeromq:
-                os.sched_setaffinity(int(task.name), cores[1:2])
-            if pid == honest or is_zeromq:
-                with contextlib.suppress(PermissionError):
+            with contextlib.suppress(OSError):  # The thread has ended, or the right is missing.
+                is_zeromq = pid == victim and (task / "comm").read_text().startswith("ZMQbg/IO")
+                if pid == attacker or is_zeromq:
+                    os.sched_setaffinity(int(task.name), cores[1:2])
+                if pid == honest or is_zeromq:
                     os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
 
 
